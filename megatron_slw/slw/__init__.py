@@ -1,0 +1,1 @@
+"""Sequence-length warmup: the length of every step, decided before the first one."""
