@@ -1,0 +1,187 @@
+"""The typed configuration: what each setting is called, its type, its range and its default.
+
+`load.py` reads the JSON into these classes, `rules.py` checks them against each other. They are frozen: what
+the user wrote, what is checked, what is printed by `--dry-run` and what is saved with a checkpoint are the
+same object. Nothing here imports torch, so `--dry-run` answers at once.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+PositiveInt = Annotated[int, Field(gt=0, strict=True)]
+NonNegativeInt = Annotated[int, Field(ge=0, strict=True)]
+Probability = Annotated[float, Field(ge=0.0, lt=1.0, strict=True)]
+NonNegativeFloat = Annotated[float, Field(ge=0.0, allow_inf_nan=False, strict=True)]
+PositiveFloat = Annotated[float, Field(gt=0.0, allow_inf_nan=False, strict=True)]
+Switch = Annotated[bool, Field(strict=True)]  # pydantic would take "no" and 0 for a bool
+Text = Annotated[str, Field(min_length=1)]
+
+VOCAB_MULTIPLE = 128  # one fixed multiple, so that no shape depends on the layout
+
+
+class Section(BaseModel):
+    """A frozen group of settings; an unknown key is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ModelConfig(Section):
+    """A GPT-2 style pre-LayerNorm decoder."""
+
+    num_layers: PositiveInt
+    hidden_size: PositiveInt
+    num_attention_heads: PositiveInt
+    seq_length: PositiveInt
+    """Full length in tokens; the position table has this many rows."""
+    vocab_size: PositiveInt | None = None
+    """Token ids the model knows; None takes the dataset's."""
+    ffn_hidden_size: PositiveInt | None = None
+    """None is 4 x hidden_size."""
+    hidden_dropout: Probability = 0.1
+    attention_dropout: Probability = 0.1
+    layernorm_epsilon: PositiveFloat = 1e-5
+    init_method_std: PositiveFloat = 0.02
+    activation: Literal["gelu_tanh", "gelu"] = "gelu_tanh"
+
+    @property
+    def head_dim(self) -> int:
+        """Size of one attention head."""
+        return self.hidden_size // self.num_attention_heads
+
+    @property
+    def ffn_size(self) -> int:
+        """Width of the feed-forward layer."""
+        return self.ffn_hidden_size or 4 * self.hidden_size
+
+    @property
+    def padded_vocab_size(self) -> int:
+        """Rows of the embedding table: vocab_size rounded up to VOCAB_MULTIPLE."""
+        if self.vocab_size is None:
+            raise ValueError("vocab_size is not known yet: it comes from the dataset")
+        return -(-self.vocab_size // VOCAB_MULTIPLE) * VOCAB_MULTIPLE
+
+
+class ParallelConfig(Section):
+    """How ranks share the model; the data-parallel size is what is left of the world."""
+
+    tensor: PositiveInt = 1
+    pipeline: PositiveInt = 1
+    sequence_parallel: Switch = False
+    """Shard the activations between tensor-parallel regions along the sequence."""
+
+
+class DataConfig(Section):
+    """Which token datasets are read."""
+
+    path: Text
+    """Prefix of a .bin/.idx pair, as preprocess_data.py writes it."""
+    valid_path: Text | None = None
+    """Prefix of a separate validation set; None splits `path`."""
+    split: Text = "949,50,1"
+    """Train, validation, test shares of the documents of `path`; without a valid_path."""
+
+
+class TrainingConfig(Section):
+    """How long to train, and the learning rate on the way. The peak rate is optimizer.params.lr."""
+
+    train_tokens: PositiveInt | None = None
+    """Stop at the first step at which this many tokens were trained. This or train_steps."""
+    train_steps: PositiveInt | None = None
+    seed: NonNegativeInt = 1234
+    min_lr: NonNegativeFloat = 0.0
+    lr_warmup_steps: NonNegativeInt | None = None
+    lr_warmup_tokens: NonNegativeInt | None = None
+    lr_decay_style: Literal["cosine", "linear", "constant"] = "cosine"
+    lr_decay_tokens: PositiveInt | None = None
+    """Trained tokens at which min_lr is reached; None is the end of the run."""
+    activation_checkpointing: Switch = False
+    """Recompute each transformer layer in the backward pass."""
+
+
+class EvaluationConfig(Section):
+    """Validation during training, always at the full length."""
+
+    interval: NonNegativeInt = 1000
+    """Steps between evaluations; 0 never."""
+    samples: PositiveInt = 512
+    """Validation windows per evaluation (fewer where the set is smaller)."""
+
+
+class CheckpointConfig(Section):
+    """Where and how often the training state is saved."""
+
+    directory: Text | None = None
+    """None is <logging.directory>/checkpoints."""
+    interval: NonNegativeInt = 1000
+    """Steps between saves; 0 saves at the end only."""
+    keep_last: PositiveInt = 3
+    load: Text | None = None
+    """A checkpoint directory to start from; None resumes the newest complete one of `directory`, if any."""
+
+
+class LoggingConfig(Section):
+    """What a run leaves behind for people."""
+
+    directory: Text
+    """The run directory: metrics.jsonl, TensorBoard events, config.json, checkpoints/."""
+    interval: PositiveInt = 1
+    """Steps between lines on a log that is not a terminal; metrics.jsonl has every step."""
+    tensorboard: Switch = True
+    peak_tflops: PositiveFloat | None = None
+    """Peak of one device for MFU; None takes the built-in table, and no MFU where the device is not in it."""
+
+
+class OptimizerConfig(Section):
+    """DeepSpeed's `optimizer` block, reduced to what is built here with torch.optim."""
+
+    type: Literal["AdamW", "Adam", "SGD"] = "AdamW"
+    lr: PositiveFloat
+    betas: tuple[Probability, Probability] = (0.9, 0.999)
+    eps: PositiveFloat = 1e-8
+    weight_decay: NonNegativeFloat = 0.01
+    momentum: Probability = 0.0
+
+
+class CurriculumConfig(Section):
+    """One sequence-length schedule; fields and meaning are DeepSpeed's."""
+
+    mode: Literal["seqlen_truncate"] = "seqlen_truncate"
+    schedule_type: Literal["fixed_linear", "fixed_root", "fixed_discrete"]
+    min_difficulty: PositiveInt
+    max_difficulty: PositiveInt
+    total_curriculum_step: PositiveInt | None = None
+    difficulty_step: PositiveInt | None = None
+    root_degree: PositiveInt | None = None
+    difficulty: tuple[PositiveInt, ...] | None = None
+    max_step: tuple[PositiveInt, ...] | None = None
+
+
+class RunConfig(Section):
+    """One run, resolved: every default filled, every number derived. Nobody writes it after validation."""
+
+    model: ModelConfig
+    parallel: ParallelConfig
+    data: DataConfig
+    training: TrainingConfig
+    evaluation: EvaluationConfig
+    checkpoint: CheckpointConfig
+    logging: LoggingConfig
+    optimizer: OptimizerConfig
+    curriculum: CurriculumConfig | None
+    world_size: PositiveInt
+    train_batch_size: PositiveInt
+    micro_batch_size: PositiveInt
+    gradient_accumulation_steps: PositiveInt
+    precision: Literal["fp32", "bf16", "fp16"]
+    zero_stage: Literal[0, 1, 2, 3]
+    gradient_clipping: NonNegativeFloat
+    deepspeed: dict[str, Any]
+    """The user's remaining DeepSpeed keys, passed on as they are."""
+
+    @property
+    def data_parallel_size(self) -> int:
+        """Replicas of the model."""
+        return self.world_size // (self.parallel.tensor * self.parallel.pipeline)
