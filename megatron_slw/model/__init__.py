@@ -1,0 +1,1 @@
+"""The GPT model, its initial values and its pipeline form."""

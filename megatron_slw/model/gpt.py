@@ -1,0 +1,202 @@
+"""A GPT-2 / GPT-3 decoder: pre-LayerNorm, learned positions, GELU, biases, tied output head.
+
+Shapes: B rows of this micro-batch, T tokens of a row (read from the input, so that the length may change at any
+step), t = T / tensor-parallel size under sequence parallelism (else T), C hidden size, H attention heads of this
+rank, D head size, V vocabulary columns of this rank.
+
+Logical tensor names are Megatron's. The query_key_value rows are stored head by head, (head, q|k|v, D), so that the
+block of a tensor-parallel rank is a plain slice of whole heads.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from megatron_slw.config.schema import ModelConfig, RunConfig
+from megatron_slw.parallel.collectives import copy_to_tensor
+from megatron_slw.parallel.cross_entropy import vocab_parallel_cross_entropy
+from megatron_slw.parallel.groups import Groups
+from megatron_slw.parallel.layers import (
+    ColumnParallelLinear,
+    Dropout,
+    LayerNorm,
+    RowParallelLinear,
+    VocabParallelEmbedding,
+    vocab_parallel_logits,
+)
+from megatron_slw.parallel.sharding import make_parameter
+
+WORD_EMBEDDINGS = "embedding.word_embeddings"
+
+
+class WordEmbedding(VocabParallelEmbedding):
+    """The token table, shared with the output head."""
+
+    def __init__(self, config: RunConfig, groups: Groups) -> None:
+        model = config.model
+        sequence_parallel = config.parallel.sequence_parallel
+        super().__init__(WORD_EMBEDDINGS, model.padded_vocab_size, model.hidden_size, groups, sequence_parallel)
+
+
+class PositionEmbedding(nn.Module):
+    """Adds learned positions, then drops out. A layer of its own: only the first pipeline stage needs the table."""
+
+    def __init__(self, config: RunConfig, groups: Groups) -> None:
+        super().__init__()
+        self.groups = groups
+        self.sequence_parallel = config.parallel.sequence_parallel
+        shape = (config.model.seq_length, config.model.hidden_size)
+        self.weight = make_parameter("embedding.position_embeddings.weight", shape, None, groups)
+        self.dropout = Dropout(config.model.hidden_dropout, groups, local=self.sequence_parallel)
+
+    def forward(self, x_BtC: Tensor) -> Tensor:
+        """(B, t, C) to (B, t, C)."""
+        length = x_BtC.size(1)
+        weight = self.weight
+        first = 0
+        if self.sequence_parallel:  # this rank holds positions [rank * t, rank * t + t)
+            weight = copy_to_tensor(weight, self.groups)
+            first = self.groups.tp_rank * length
+        return self.dropout(x_BtC + weight[first : first + length])
+
+
+class SelfAttention(nn.Module):
+    """Causal multi-head attention; the heads are cut over the tensor-parallel ranks."""
+
+    def __init__(self, config: RunConfig, groups: Groups, name: str) -> None:
+        super().__init__()
+        size, sp = config.model.hidden_size, config.parallel.sequence_parallel
+        self.groups = groups
+        self.head_dim = config.model.head_dim
+        self.dropout = config.model.attention_dropout
+        self.query_key_value = ColumnParallelLinear(f"{name}.query_key_value", size, 3 * size, groups, sp)
+        self.dense = RowParallelLinear(f"{name}.dense", size, size, groups, sp)
+
+    def forward(self, x_BtC: Tensor) -> Tensor:
+        """(B, t, C) to (B, t, C)."""
+        mixed = self.query_key_value(x_BtC)
+        rows, length, width = mixed.shape
+        heads = width // (3 * self.head_dim)
+        q_BHTD, k_BHTD, v_BHTD = mixed.view(rows, length, heads, 3, self.head_dim).permute(3, 0, 2, 1, 4)
+        context_BHTD = self._attend(q_BHTD, k_BHTD, v_BHTD)
+        return self.dense(context_BHTD.transpose(1, 2).reshape(rows, length, heads * self.head_dim))
+
+    def _attend(self, q_BHTD: Tensor, k_BHTD: Tensor, v_BHTD: Tensor) -> Tensor:
+        dropout = self.dropout if self.training else 0.0
+        if dropout == 0.0 or self.groups.tp_size == 1:
+            return F.scaled_dot_product_attention(q_BHTD, k_BHTD, v_BHTD, dropout_p=dropout, is_causal=True)
+        # The ranks hold different heads and share the default generator's state: each forks it with a seed of its
+        # own, else head h of every rank would drop the same entries.
+        seed = int(torch.randint(2**48, ())) * 4096 + self.groups.tp_rank
+        devices = [q_BHTD.device] if q_BHTD.is_cuda else []
+        with torch.random.fork_rng(devices=devices):
+            torch.manual_seed(seed % 2**63)
+            return F.scaled_dot_product_attention(q_BHTD, k_BHTD, v_BHTD, dropout_p=dropout, is_causal=True)
+
+
+class MLP(nn.Module):
+    """Two linear layers with GELU between them."""
+
+    def __init__(self, config: RunConfig, groups: Groups, name: str) -> None:
+        super().__init__()
+        size, ffn, sp = config.model.hidden_size, config.model.ffn_size, config.parallel.sequence_parallel
+        self.approximate = "tanh" if config.model.activation == "gelu_tanh" else "none"
+        self.dense_h_to_4h = ColumnParallelLinear(f"{name}.dense_h_to_4h", size, ffn, groups, sp)
+        self.dense_4h_to_h = RowParallelLinear(f"{name}.dense_4h_to_h", ffn, size, groups, sp)
+
+    def forward(self, x_BtC: Tensor) -> Tensor:
+        """(B, t, C) to (B, t, C)."""
+        return self.dense_4h_to_h(F.gelu(self.dense_h_to_4h(x_BtC), approximate=self.approximate))
+
+
+class TransformerLayer(nn.Module):
+    """x + attention(norm(x)), then x + mlp(norm(x)). Recomputed in the backward pass if the configuration says so."""
+
+    def __init__(self, config: RunConfig, groups: Groups, index: int) -> None:
+        super().__init__()
+        model, sp, name = config.model, config.parallel.sequence_parallel, f"layers.{index}"
+        size, eps = model.hidden_size, model.layernorm_epsilon
+        self.recompute = config.training.activation_checkpointing
+        self.input_layernorm = LayerNorm(f"{name}.input_layernorm", size, eps, groups, sp)
+        self.self_attention = SelfAttention(config, groups, f"{name}.self_attention")
+        self.post_attention_layernorm = LayerNorm(f"{name}.post_attention_layernorm", size, eps, groups, sp)
+        self.mlp = MLP(config, groups, f"{name}.mlp")
+        self.dropout = Dropout(model.hidden_dropout, groups, local=sp)
+
+    def forward(self, x_BtC: Tensor) -> Tensor:
+        """(B, t, C) to (B, t, C)."""
+        if self.recompute and torch.is_grad_enabled():
+            return checkpoint(self._layer, x_BtC, use_reentrant=False)
+        return self._layer(x_BtC)
+
+    def _layer(self, x_BtC: Tensor) -> Tensor:
+        x_BtC = x_BtC + self.dropout(self.self_attention(self.input_layernorm(x_BtC)))
+        return x_BtC + self.dropout(self.mlp(self.post_attention_layernorm(x_BtC)))
+
+
+class FinalLayerNorm(LayerNorm):
+    """The LayerNorm before the output head."""
+
+    def __init__(self, config: RunConfig, groups: Groups) -> None:
+        model = config.model
+        sequence_parallel = config.parallel.sequence_parallel
+        super().__init__("final_layernorm", model.hidden_size, model.layernorm_epsilon, groups, sequence_parallel)
+
+
+class OutputHead(nn.Module):
+    """Logits by the token table. It registers the shared weight itself: ZeRO-3 gathers a module's own parameters."""
+
+    def __init__(self, embedding: WordEmbedding) -> None:
+        super().__init__()
+        self.groups, self.sequence_parallel = embedding.groups, embedding.sequence_parallel
+        self.weight = embedding.weight
+
+    def forward(self, x_BtC: Tensor) -> Tensor:
+        """(B, t, C) to (B, T, V)."""
+        return vocab_parallel_logits(x_BtC, self.weight, self.groups, self.sequence_parallel)
+
+
+class GPT(nn.Module):
+    """The whole model on one pipeline stage: token ids (B, T) to this rank's logits (B, T, V)."""
+
+    def __init__(self, config: RunConfig, groups: Groups) -> None:
+        super().__init__()
+        self.word_embeddings = WordEmbedding(config, groups)
+        self.position_embeddings = PositionEmbedding(config, groups)
+        self.layers = nn.ModuleList(TransformerLayer(config, groups, i) for i in range(config.model.num_layers))
+        self.final_layernorm = FinalLayerNorm(config, groups)
+        self.output_head = OutputHead(self.word_embeddings)
+
+    def forward(self, tokens_BT: Tensor) -> Tensor:
+        """Token ids (B, T) to this rank's columns of the logits (B, T, V)."""
+        x = self.position_embeddings(self.word_embeddings(tokens_BT))
+        for layer in self.layers:
+            x = layer(x)
+        return self.output_head(self.final_layernorm(x))
+
+
+class WeightedLoss:
+    """Sum over a micro-batch of label weight x negative log-likelihood.
+
+    The weights carry the normalisation: the engines average over micro-batches and data-parallel ranks, so a weight
+    is (micro-batches x data-parallel ranks) / labels of the global batch, and a masked label's is zero. The mean of
+    such sums is the mean over the batch's real labels however these are spread over micro-batches; a mean per
+    micro-batch would weigh a label more the more of its neighbours are masked.
+    """
+
+    def __init__(self, model: ModelConfig, groups: Groups) -> None:
+        if model.vocab_size is None:
+            raise ValueError("the loss needs model.vocab_size: fill it from the dataset first")
+        self.vocab_size, self.padded_vocab_size = model.vocab_size, model.padded_vocab_size
+        self.groups = groups
+
+    def __call__(self, logits_BTV: Tensor, targets: tuple[Tensor, Tensor]) -> Tensor:
+        """Logits (B, T, V) and (labels (B, T) int64, weights (B, T) fp32) to a scalar."""
+        labels_BT, weights_BT = targets
+        loss_BT = vocab_parallel_cross_entropy(
+            logits_BTV, labels_BT, self.vocab_size, self.padded_vocab_size, self.groups
+        )
+        return (loss_BT * weights_BT).sum()

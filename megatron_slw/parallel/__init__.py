@@ -1,0 +1,1 @@
+"""Process groups, tensor-parallel layers and the sharding record that every parameter carries."""

@@ -1,0 +1,76 @@
+"""Cross-entropy on logits whose vocabulary columns are cut over the tensor-parallel ranks.
+
+Three all-reduces of one number per label (maximum, normaliser, target logit), never of the logits: arXiv 1909.08053,
+section 3. The columns that pad the vocabulary to a round size are left out, so the loss is that of the real
+vocabulary, whatever the padding.
+
+Shapes: N labels (B x T), v this rank's real columns.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor
+
+from megatron_slw.parallel.groups import Groups
+from megatron_slw.parallel.sharding import shard_range
+
+
+class _VocabParallelCrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, logits_Nv: Tensor, labels_N: Tensor, start: int, groups: Groups) -> Tensor:
+        logits_Nv = logits_Nv.float()
+        columns = logits_Nv.size(1)
+        if columns:
+            max_N = logits_Nv.amax(dim=1)
+        else:  # a rank that holds nothing but padding
+            max_N = logits_Nv.new_full((labels_N.numel(),), float("-inf"))
+        dist.all_reduce(max_N, op=dist.ReduceOp.MAX, group=groups.tp_group)
+        shifted_Nv = logits_Nv - max_N[:, None]
+        elsewhere_N = (labels_N < start) | (labels_N >= start + columns)
+        local_N = (labels_N - start).masked_fill(elsewhere_N, 0)
+        if columns:
+            target_N = shifted_Nv.gather(1, local_N[:, None])[:, 0].masked_fill(elsewhere_N, 0.0)
+        else:
+            target_N = torch.zeros_like(max_N)
+        softmax_Nv = shifted_Nv.exp_()
+        sums_2N = torch.stack([softmax_Nv.sum(dim=1), target_N])
+        dist.all_reduce(sums_2N, group=groups.tp_group)
+        softmax_Nv.div_(sums_2N[0][:, None])
+        ctx.save_for_backward(softmax_Nv, local_N, elsewhere_N)
+        return sums_2N[0].log() - sums_2N[1]
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
+        softmax_Nv, local_N, elsewhere_N = ctx.saved_tensors
+        grad_Nv = softmax_Nv * grads[0][:, None]
+        if grad_Nv.size(1):
+            grad_Nv.scatter_add_(1, local_N[:, None], -(grads[0].masked_fill(elsewhere_N, 0.0))[:, None])
+        return grad_Nv, None, None, None
+
+
+def vocab_parallel_cross_entropy(
+    logits_BTV: Tensor, labels_BT: Tensor, vocab_size: int, padded_vocab_size: int, groups: Groups
+) -> Tensor:
+    """Negative log-likelihood of each label, in fp32.
+
+    Args:
+        logits_BTV: this rank's columns (B, T, padded_vocab_size / tp).
+        labels_BT: int64 token ids in [0, vocab_size).
+        vocab_size: the real columns of all ranks; those after them are padding.
+        padded_vocab_size: all columns of all ranks.
+        groups: whose tensor-parallel group holds the other columns.
+
+    Returns:
+        (B, T) fp32, the same on every tensor-parallel rank.
+    """
+    start, stop = shard_range(padded_vocab_size, groups.tp_rank, groups.tp_size)
+    logits_Nv = logits_BTV.flatten(0, 1)[:, : max(0, min(stop, vocab_size) - start)]
+    if groups.tp_size == 1:
+        return F.cross_entropy(logits_Nv.float(), labels_BT.flatten(), reduction="none").view_as(labels_BT)
+    loss_N = _VocabParallelCrossEntropy.apply(logits_Nv, labels_BT.flatten(), start, groups)
+    return loss_N.view_as(labels_BT)

@@ -1,0 +1,181 @@
+"""Who is who: the process group of each parallel dimension, built once and passed as an argument.
+
+The only file that reads the environment: a launcher (deepspeed, torchrun, mpirun) describes the job there.
+Ranks are laid out as DeepSpeed's pipeline wants them: pipe slowest, then data, then tensor fastest, so that the ranks
+of one tensor-parallel group are neighbours on one machine.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+
+import deepspeed
+import torch
+import torch.distributed as dist
+from deepspeed.accelerator import get_accelerator
+from deepspeed.runtime.pipe.topology import PipeModelDataParallelTopology
+
+from megatron_slw.config.errors import ConfigError
+from megatron_slw.config.schema import ParallelConfig
+
+
+@dataclass(frozen=True)
+class Launch:
+    """What the launcher says of this process."""
+
+    rank: int
+    world_size: int
+    local_rank: int
+    is_launched: bool
+
+
+@dataclass(frozen=True)
+class Groups:
+    """This rank's place in the tensor x pipeline x data grid, and the groups it communicates in."""
+
+    rank: int
+    world_size: int
+    tp_rank: int
+    tp_size: int
+    pp_rank: int
+    pp_size: int
+    dp_rank: int
+    dp_size: int
+    tp_group: dist.ProcessGroup | None
+    dp_group: dist.ProcessGroup | None
+    mp_group: dist.ProcessGroup | None
+    """Tensor x pipeline: the ranks that together hold one replica."""
+    topology: PipeModelDataParallelTopology
+    device: torch.device
+
+    def __str__(self) -> str:
+        return f"TP({self.tp_size})-PP({self.pp_size})-DP({self.dp_size})"
+
+
+class ModelParallelUnit:
+    """The `mpu` object through which DeepSpeed's plain engine asks for groups (pipeline size 1)."""
+
+    def __init__(self, groups: Groups) -> None:
+        self._groups = groups
+
+    def get_model_parallel_rank(self) -> int:
+        """Rank within the tensor-parallel group."""
+        return self._groups.tp_rank
+
+    def get_model_parallel_world_size(self) -> int:
+        """Tensor-parallel size."""
+        return self._groups.tp_size
+
+    def get_model_parallel_group(self) -> dist.ProcessGroup | None:
+        """Tensor-parallel group."""
+        return self._groups.mp_group
+
+    def get_data_parallel_rank(self) -> int:
+        """Rank within the data-parallel group."""
+        return self._groups.dp_rank
+
+    def get_data_parallel_world_size(self) -> int:
+        """Data-parallel size."""
+        return self._groups.dp_size
+
+    def get_data_parallel_group(self) -> dist.ProcessGroup | None:
+        """Data-parallel group."""
+        return self._groups.dp_group
+
+
+def read_launch() -> Launch:
+    """Rank and world size from the environment of deepspeed, torchrun, mpirun or Slurm; one process without any.
+
+    Raises:
+        ConfigError: where the variables contradict each other.
+    """
+    env = os.environ
+    for rank_key, size_key, local_key in (
+        ("RANK", "WORLD_SIZE", "LOCAL_RANK"),
+        ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK"),
+        ("PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID"),
+    ):
+        if rank_key in env and size_key in env:
+            rank, world = int(env[rank_key]), int(env[size_key])
+            if not 0 <= rank < world:
+                raise ConfigError(f"{rank_key}={rank} is not below {size_key}={world}. Start the job by a launcher.")
+            return Launch(rank, world, int(env.get(local_key, "0")), is_launched=True)
+    return Launch(0, 1, 0, is_launched=False)
+
+
+def init_distributed(launch: Launch, store: Path | None = None, timeout_s: int = 1800) -> None:
+    """Start torch.distributed and DeepSpeed's wrapper of it: nccl on GPUs, gloo on CPUs.
+
+    Args:
+        launch: what `read_launch` found.
+        store: a file for the rendezvous. torch's TCPStore listens on every interface of the machine, so a single
+            process and the tests use a file instead.
+        timeout_s: seconds after which a collective that a dead peer left hanging is given up.
+    """
+    os.environ.setdefault("LOCAL_RANK", str(launch.local_rank))  # PipelineModule insists on reading it
+    # DeepSpeed compiles a shared-memory all-reduce at its first start on a CPU (one to two minutes), which only its
+    # inference calls use. Declaring it incompatible skips the build.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    if torch.cuda.is_available():
+        torch.cuda.set_device(launch.local_rank)
+    if not dist.is_initialized():
+        if store is None and not launch.is_launched:
+            store = Path(tempfile.mkdtemp(prefix="megatron_slw_")) / "store"
+        method = f"file://{store}" if store is not None else "env://"
+        backend = "nccl" if torch.cuda.is_available() else "gloo"
+        dist.init_process_group(
+            backend,
+            init_method=method,
+            rank=launch.rank,
+            world_size=launch.world_size,
+            timeout=timedelta(seconds=timeout_s),
+        )
+    deepspeed.init_distributed(dist_backend=dist.get_backend(), auto_mpi_discovery=False, verbose=False)
+
+
+def build_groups(parallel: ParallelConfig) -> Groups:
+    """Build every process group. Collective: all ranks call it, in the same order.
+
+    Raises:
+        ConfigError: tensor x pipeline does not divide the number of processes.
+    """
+    world, rank = dist.get_world_size(), dist.get_rank()
+    replica = parallel.tensor * parallel.pipeline
+    if world % replica:
+        raise ConfigError(
+            f"parallel.tensor {parallel.tensor} x parallel.pipeline {parallel.pipeline} = {replica} does not divide "
+            f"the {world} processes started. Start a multiple of {replica}."
+        )
+    topology = PipeModelDataParallelTopology(
+        num_pp=parallel.pipeline, num_mp=parallel.tensor, num_dp=world // replica
+    )
+    here = topology.get_coord(rank)
+
+    def own_group(rank_lists: list[list[int]]) -> dist.ProcessGroup | None:
+        mine = None
+        for ranks in rank_lists:
+            group = dist.new_group(ranks)  # collective over the world, whoever is in `ranks`
+            mine = group if rank in ranks else mine
+        return mine
+
+    alone = [[r] for r in range(world)]
+    replicas = [topology.filter_match(data=d) for d in range(world // replica)]
+    return Groups(
+        rank=rank,
+        world_size=world,
+        tp_rank=here.model,
+        tp_size=parallel.tensor,
+        pp_rank=here.pipe,
+        pp_size=parallel.pipeline,
+        dp_rank=here.data,
+        dp_size=world // replica,
+        tp_group=own_group(topology.get_axis_comm_lists("model") or alone),
+        dp_group=own_group(topology.get_axis_comm_lists("data") or alone),
+        mp_group=own_group(replicas),
+        topology=topology,
+        device=torch.device(get_accelerator().current_device_name()),
+    )

@@ -1,0 +1,237 @@
+"""One training step and one evaluation on DeepSpeed, the same interface with and without pipelining.
+
+`Engine` owns the weights and the optimizer. A step gets this rank's blocks and its learning rate and gives the mean
+loss over the global batch. Everything that a step needs beside the weights (length, rate, random numbers) is derived
+from the step's number, so nothing here is a counter that could be restored wrongly.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import deepspeed
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from megatron_slw.config.schema import RunConfig
+from megatron_slw.model.gpt import GPT, WeightedLoss
+from megatron_slw.model.init import name_seed
+from megatron_slw.model.pipeline import build_pipeline
+from megatron_slw.parallel.groups import Groups, ModelParallelUnit
+from megatron_slw.parallel.sharding import Shard, sharded_parameters
+from megatron_slw.slw.plan import BatchStep
+from megatron_slw.train.optim import build_optimizer, clip_by_global_norm
+
+if TYPE_CHECKING:
+    from megatron_slw.data.loader import Blocks
+
+MicroBatch = tuple[Tensor, tuple[Tensor, Tensor]]
+
+
+class NonFiniteError(RuntimeError):
+    """A loss or a gradient norm is NaN or infinite; the weights are those before the step."""
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What one step did."""
+
+    loss: float
+    """Mean negative log-likelihood over the labels of the global batch, in nats."""
+    grad_norm: float
+    """2-norm of the gradients before clipping."""
+    applied: bool
+    """False where fp16's loss scaler skipped the update."""
+
+
+def deepspeed_config(config: RunConfig) -> dict[str, Any]:
+    """The dict for `deepspeed.initialize`: the user's own keys, and the derived ones that it insists on.
+
+    fp32 without ZeRO is clipped by `clip_by_global_norm` (see there), so DeepSpeed's own clipping is off.
+    """
+    ours_clips = config.zero_stage == 0
+    ds = dict(config.deepspeed) | {
+        "train_batch_size": config.train_batch_size,
+        "train_micro_batch_size_per_gpu": config.micro_batch_size,
+        "gradient_accumulation_steps": config.gradient_accumulation_steps,
+        "gradient_clipping": 0.0 if ours_clips else config.gradient_clipping,
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+    }
+    ds.setdefault("steps_per_print", 10**9)
+    if config.precision == "bf16":  # bf16 sums of many micro-batches lose their small addends
+        ds.setdefault("data_types", {"grad_accum_dtype": "fp32"})
+    return ds
+
+
+class Engine:
+    """A GPT, its optimizer and DeepSpeed's engine around both.
+
+    Args:
+        config: with model.vocab_size filled in.
+        groups: from `build_groups`.
+        initial: gives the whole logical fp32 tensor, or this rank's block of it, for a Shard. Weights are filled
+            before DeepSpeed casts and partitions them, so that fp32 masters and low-precision copies agree.
+    """
+
+    def __init__(self, config: RunConfig, groups: Groups, initial: Callable[[Shard], Tensor]) -> None:
+        self.config, self.groups = config, groups
+        self.loss_fn = WeightedLoss(config.model, groups)
+        logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+        with contextlib.redirect_stdout(io.StringIO()):  # PipelineModule prints its partition on every start
+            module = build_pipeline(config, groups) if groups.pp_size > 1 else GPT(config, groups)
+        module.to(groups.device)
+        with torch.no_grad():
+            for shard, param in sharded_parameters(module):
+                value = initial(shard)
+                param.copy_(value if value.shape == param.shape else shard.slice(value))
+        self.torch_optimizer = build_optimizer(config.optimizer, module)
+        self._grad_norm = math.nan
+        if config.zero_stage == 0:
+            self.torch_optimizer.register_step_pre_hook(self._clip_before_step)
+        with contextlib.redirect_stdout(io.StringIO()):
+            self.ds, self.optimizer, _, _ = deepspeed.initialize(
+                model=module,
+                optimizer=self.torch_optimizer,
+                config=deepspeed_config(config),
+                mpu=ModelParallelUnit(groups) if groups.pp_size == 1 else None,
+            )
+        self._current: BatchStep | None = None
+        self._local_loss = torch.zeros((), device=groups.device)
+        self._last_length: int | None = None
+        self._take_model_step = self.ds._take_model_step
+        self.ds._take_model_step = self._guarded_model_step
+
+    def train_step(self, blocks: Blocks, step: BatchStep, learning_rate: float) -> StepResult:
+        """Forward, backward and update on this data-parallel rank's rows of the step.
+
+        Raises:
+            NonFiniteError: before the update, on every rank alike.
+        """
+        self._current = step
+        self._seed(step.step)
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate
+        micros = list(self._micro_batches(blocks, self.config.micro_batch_size, step.tokens))
+        if self.groups.pp_size > 1:
+            self._reset_shapes(step.seq_len)
+            loss = float(self.ds.train_batch(iter(micros)))
+        else:
+            loss = self._accumulate(micros)
+        applied = bool(self.ds.was_step_applied()) if self.config.zero_stage else True
+        if not applied and self.config.precision != "fp16":
+            raise NonFiniteError(self._describe("the gradient norm is not finite", self.groups.dp_rank))
+        norm = self._grad_norm if self.config.zero_stage == 0 else float(self.ds.get_global_grad_norm() or 0.0)
+        return StepResult(loss, norm, applied)
+
+    @torch.no_grad()
+    def evaluate(self, batches: Iterator[Blocks], labels: int) -> float:
+        """Mean loss over `labels` labels at the batches' own length, dropout off.
+
+        Args:
+            batches: this rank's blocks, micro_batch_size rows each, equally many on every rank; rows that only fill
+                up a batch have a zero mask.
+            labels: real labels over all ranks and batches.
+        """
+        blocks = list(batches)
+        micros = [
+            micro
+            for block in blocks
+            for micro in self._micro_batches(block, len(block.tokens_BT), labels, parts=len(blocks))
+        ]
+        self.ds.module.eval()
+        if self.groups.pp_size > 1:
+            self._last_length = None  # evaluation has its own shape; training resets again on its way back
+            self.ds.reset_activation_shape()
+            loss = self.ds.eval_batch(iter(micros), num_micro_batches=len(micros))
+            self.ds.reset_activation_shape()
+            total = loss.float()
+        else:
+            losses = [self.loss_fn(self.ds(tokens), targets) for tokens, targets in micros]
+            total = torch.stack(losses).mean()
+            dist.all_reduce(total, group=self.groups.dp_group)
+            total /= self.groups.dp_size
+        self.ds.module.train()
+        return float(total)
+
+    def _accumulate(self, micros: list[MicroBatch]) -> float:
+        self.ds.module.train()
+        losses = []
+        for i, (tokens_BT, targets) in enumerate(micros):
+            loss = self.loss_fn(self.ds(tokens_BT), targets)
+            losses.append(loss.detach())
+            self._local_loss = torch.stack(losses).mean()
+            self.ds.backward(loss)
+            self.ds.step()
+        total = self._local_loss.clone()
+        dist.all_reduce(total, group=self.groups.dp_group)
+        return float(total) / self.groups.dp_size
+
+    def _micro_batches(self, blocks: Blocks, rows: int, labels: int, parts: int | None = None) -> Iterator[MicroBatch]:
+        """Cut this rank's rows into micro-batches with label weights; see `WeightedLoss` for the weights."""
+        count = parts or len(blocks.tokens_BT) // rows
+        weight = count * self.groups.dp_size / labels
+        for first in range(0, len(blocks.tokens_BT), rows):
+            tokens = self._to_device(blocks.tokens_BT[first : first + rows])
+            targets = self._to_device(blocks.labels_BT[first : first + rows])
+            weights = torch.full(targets.shape, weight, device=self.groups.device)
+            if blocks.loss_mask_BT is not None:
+                weights *= torch.from_numpy(blocks.loss_mask_BT[first : first + rows]).to(self.groups.device)
+            yield tokens, (targets, weights)
+
+    def _to_device(self, ids: np.ndarray) -> Tensor:
+        # uint16 travels as int32: half of int64's bytes over PCIe, and torch indexes no uint16 tensors
+        return torch.from_numpy(ids.astype(np.int32)).to(self.groups.device).long()
+
+    def _seed(self, step: int) -> None:
+        # Alike on the ranks of a tensor-parallel group: replicated activations need one dropout mask.
+        place = f"{step}/{self.groups.dp_rank}/{self.groups.pp_rank}"
+        torch.manual_seed(name_seed(self.config.training.seed, place))
+
+    def _reset_shapes(self, seq_len: int) -> None:
+        """Forget the pipeline's buffers when the length changes; without it a longer *or* shorter step aborts."""
+        if seq_len != self._last_length:
+            self.ds.reset_activation_shape()
+            self._last_length = seq_len
+
+    def _guarded_model_step(self, lr_kwargs: Any) -> None:
+        """Check the loss on every rank, then let DeepSpeed update: nothing is updated from a NaN loss."""
+        if self.groups.pp_size > 1:
+            last = self.groups.pp_rank == self.groups.pp_size - 1
+            self._local_loss = self.ds.total_loss.detach() if last else torch.zeros((), device=self.groups.device)
+        bad = (~torch.isfinite(self._local_loss)).to(torch.int32).reshape(1)
+        flags = [torch.zeros_like(bad) for _ in range(self.groups.world_size)]
+        dist.all_gather(flags, bad)
+        ranks = [rank for rank, flag in enumerate(flags) if int(flag)]
+        if ranks and self.config.precision != "fp16":
+            self._raise_for_loss(ranks)
+        self._take_model_step(lr_kwargs)
+
+    def _raise_for_loss(self, ranks: list[int]) -> None:
+        replica = self.groups.topology.get_coord(ranks[0]).data
+        raise NonFiniteError(self._describe(f"the loss is not finite on rank {ranks[0]}", replica))
+
+    def _clip_before_step(self, *_: Any) -> None:
+        norm = clip_by_global_norm(self.ds.module, self.config.gradient_clipping, self.groups)
+        self._grad_norm = norm
+        if not math.isfinite(norm):
+            raise NonFiniteError(self._describe(f"the gradient norm is {norm}", self.groups.dp_rank))
+
+    def _describe(self, what: str, replica: int) -> str:
+        step = self._current
+        if step is None:
+            raise RuntimeError("no step has begun")
+        share = step.rows // self.groups.dp_size
+        first = step.samples_before + replica * share
+        return (
+            f"step {step.step}: {what} (data-parallel rank {replica}, samples {first} to {first + share - 1}, length "
+            f"{step.seq_len}). The weights are those before the step; lower optimizer.params.lr, or look at the data."
+        )

@@ -1,0 +1,62 @@
+"""The torch optimizer that DeepSpeed wraps, and gradient clipping where DeepSpeed's ZeRO does not do it."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from megatron_slw.config.schema import OptimizerConfig
+from megatron_slw.parallel.groups import Groups
+from megatron_slw.parallel.sharding import counts_in_norm, shard_of
+
+
+def state_names(config: OptimizerConfig) -> tuple[str, ...]:
+    """The tensors that the optimizer keeps for each parameter, by torch's names."""
+    if config.type in ("Adam", "AdamW"):
+        return ("exp_avg", "exp_avg_sq")
+    return ("momentum_buffer",) if config.momentum > 0.0 else ()
+
+
+def build_optimizer(config: OptimizerConfig, module: nn.Module) -> torch.optim.Optimizer:
+    """AdamW, Adam or SGD over two groups: weight decay on matrices and tables, none on biases and LayerNorms."""
+    matrices = [p for p in module.parameters() if len(shard_of(p).shape) > 1]
+    vectors = [p for p in module.parameters() if len(shard_of(p).shape) == 1]
+    groups = [
+        {"params": matrices, "weight_decay": config.weight_decay},
+        {"params": vectors, "weight_decay": 0.0},
+    ]
+    groups = [group for group in groups if group["params"]]
+    if config.type == "SGD":
+        return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum)
+    kind = torch.optim.AdamW if config.type == "AdamW" else torch.optim.Adam
+    fused = torch.cuda.is_available()
+    return kind(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=fused)
+
+
+@torch.no_grad()
+def clip_by_global_norm(module: nn.Module, max_norm: float, groups: Groups) -> float:
+    """Scale the gradients of a replica so that their common 2-norm is at most `max_norm`.
+
+    The norm counts each entry of each logical tensor once: shards everywhere, replicated tensors on one rank.
+    DeepSpeed's own function for fp32 without ZeRO also counts the copies of tied weights, so it is not used.
+
+    Args:
+        module: this rank's part of the replica, gradients already averaged over the data-parallel ranks.
+        max_norm: 0 measures without clipping.
+        groups: whose tensor x pipeline group shares the replica.
+
+    Returns:
+        The norm before clipping; NaN or infinity leaves the gradients as they are.
+    """
+    params = [p for p in module.parameters() if p.grad is not None]
+    counted = [p.grad.float() for p in params if counts_in_norm(p) and p.grad is not None]
+    squares = [norm.square() for norm in torch._foreach_norm(counted)]
+    total = torch.stack(squares).sum() if squares else torch.zeros((), device=groups.device)
+    dist.all_reduce(total, group=groups.mp_group)
+    norm = math.sqrt(total.item()) if torch.isfinite(total) else total.item()
+    if max_norm > 0.0 and math.isfinite(norm) and norm > max_norm:
+        torch._foreach_mul_([p.grad for p in params if p.grad is not None], max_norm / (norm + 1e-6))
+    return norm
