@@ -1,0 +1,179 @@
+"""What a run leaves behind for programs: metrics.jsonl, one object per step, and TensorBoard events.
+
+Only rank 0 writes. A step is named by the number of steps done, so the first record has step 1.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, TextIO
+
+from megatron_slw.config.errors import ConfigError
+from megatron_slw.progress import Progress
+from megatron_slw.train.tensorboard_events import TensorBoardWriter
+
+FILE_NAME = "metrics.jsonl"
+Record = dict[str, Any]
+"""One line of the file; later versions may add keys."""
+
+
+@dataclass(frozen=True)
+class StepMetrics:
+    """What one optimizer step did."""
+
+    step: int
+    """Steps done, this one included."""
+    tokens: int
+    """Trained so far, this step included."""
+    samples: int
+    """Trained so far, this step included."""
+    seq_len: int
+    loss: float
+    """Mean over the global batch's labels, in nats."""
+    lr: float
+    grad_norm: float
+    """Before clipping."""
+    step_time_s: float
+    tokens_per_s: float
+    """Over all ranks."""
+    mfu: float | None
+    """Model FLOPs utilization, 0 to 1; None where the device's peak is not known."""
+
+
+class MetricsWriter:
+    """Appends to <directory>/metrics.jsonl line by line, and to TensorBoard; a context manager, for rank 0
+    only.
+
+    A resume goes on from a checkpoint, which is older than the last line where the run was killed. So the
+    lines after `start.step` are cut off first: the file then holds each committed step once. The first record
+    after a resume carries `"resumed": true`.
+    """
+
+    def __init__(self, directory: str | Path, start: Progress, tensorboard: bool = True) -> None:
+        """Open the files, making the directory if need be.
+
+        Args:
+            directory: the run directory.
+            start: what the checkpoint had trained; Progress() for a new run.
+            tensorboard: also write events, to <directory>/tensorboard.
+
+        Raises:
+            OSError: the directory cannot be written.
+        """
+        folder = Path(directory)
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / FILE_NAME
+        truncate_metrics(path, start.step)
+        self._file: TextIO = path.open("a", buffering=1, encoding="utf-8")
+        self._resumed = start.step > 0
+        self._tensorboard = TensorBoardWriter(folder / "tensorboard", start) if tensorboard else None
+
+    def step(self, metrics: StepMetrics) -> None:
+        """Write one step."""
+        record = asdict(metrics)
+        if self._resumed:
+            record["resumed"] = True
+            self._resumed = False
+        self._write(record)
+        if self._tensorboard is not None:
+            names = ("loss", "seq_len", "lr", "grad_norm", "tokens_per_s", "mfu", "tokens")
+            values = {f"train/{name}": record[name] for name in names}
+            self._tensorboard.scalars(metrics.step, metrics.tokens, values, by_tokens="train/loss")
+
+    def evaluation(self, progress: Progress, val_loss: float) -> None:
+        """Write the mean validation loss (nats per token, at full length) after `progress.step` steps."""
+        self._write({"step": progress.step, "tokens": progress.tokens, "val_loss": val_loss})
+        if self._tensorboard is not None:
+            name = "validation/loss"
+            self._tensorboard.scalars(progress.step, progress.tokens, {name: val_loss}, by_tokens=name)
+
+    def close(self) -> None:
+        """Flush and close the files; writing afterwards is an error."""
+        self._file.close()
+        if self._tensorboard is not None:
+            self._tensorboard.close()
+
+    def __enter__(self) -> MetricsWriter:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _write(self, record: Record) -> None:
+        # One write call per line: a kill leaves at most the last line cut.
+        self._file.write(_line(record))
+
+
+def _line(record: Record) -> str:
+    """JSON has no NaN or infinity, and readers in other languages stumble over them: they become null."""
+    finite = {
+        key: None if isinstance(value, float) and not math.isfinite(value) else value
+        for key, value in record.items()
+    }
+    return json.dumps(finite, allow_nan=False) + "\n"
+
+
+def truncate_metrics(path: Path, step: int) -> None:
+    """Drop the records after `step` steps, and lines that are no records, by writing a new file and renaming
+    it.
+
+    A kill in between leaves the old file. A missing file is left missing.
+    """
+    if not path.exists():
+        return
+    temporary = path.with_name(path.name + ".tmp")
+    damaged = 0
+    with temporary.open("w", encoding="utf-8") as file:
+        for _, record in _records(path):
+            if record is None:
+                damaged += 1
+            elif record["step"] <= step and step > 0:
+                file.write(_line(record))
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+    if damaged:
+        logging.getLogger(__name__).warning("%s: %d damaged lines were dropped", path, damaged)
+
+
+def read_metrics(path: str | Path) -> tuple[list[Record], list[Record]]:
+    """Return (step records, evaluation records) of a metrics.jsonl, in the order of the file.
+
+    A last line that a kill cut off is left out.
+
+    Raises:
+        OSError: the file cannot be read.
+        ConfigError: another line is no record; the message has its number.
+    """
+    steps: list[Record] = []
+    evaluations: list[Record] = []
+    damaged: int | None = None
+    for number, record in _records(Path(path)):
+        if damaged is not None:
+            raise ConfigError(f"{path}: line {damaged} is no metrics record: restore or remove the line")
+        if record is None:
+            damaged = number
+        else:
+            (evaluations if "val_loss" in record else steps).append(record)
+    return steps, evaluations
+
+
+def _records(path: Path) -> Iterator[tuple[int, Record | None]]:
+    """Yield (line number from 1, record), the record None where the line is not one."""
+    with path.open("rb") as file:  # a cut may fall inside a character: decoding is per line
+        for number, line in enumerate(file, start=1):
+            try:
+                record = json.loads(line)
+            except ValueError:
+                record = None
+            valid = isinstance(record, dict) and type(record.get("step")) is int
+            yield number, record if valid else None

@@ -1,0 +1,63 @@
+"""Scalars for TensorBoard, written with its own event writer, so that no torch is needed."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from megatron_slw.config.errors import ConfigError
+from megatron_slw.progress import Progress
+
+
+class TensorBoardWriter:
+    """Scalars against steps in <directory>/by_step, the losses against tokens in <directory>/by_tokens.
+
+    Two runs, because a resume makes TensorBoard forget what lies after the step it begins with, whatever the
+    tag: one run must not mix two kinds of steps.
+
+    Raises:
+        ConfigError: the tensorboard package is missing.
+    """
+
+    def __init__(self, directory: Path, start: Progress) -> None:
+        try:
+            from tensorboard.compat.proto import event_pb2, summary_pb2
+            from tensorboard.summary.writer.event_file_writer import EventFileWriter
+        except ImportError as error:
+            raise ConfigError(
+                "logging.tensorboard needs the package tensorboard: install it, or set it to false"
+            ) from error
+        self._event, self._summary = event_pb2.Event, summary_pb2.Summary
+        self._by_step = EventFileWriter(str(directory / "by_step"))
+        self._by_tokens = EventFileWriter(str(directory / "by_tokens"))
+        if start.step > 0:
+            for writer, last in ((self._by_step, start.step), (self._by_tokens, start.tokens)):
+                restart = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+                writer.add_event(self._event(wall_time=time.time(), step=last + 1, session_log=restart))
+
+    def scalars(self, step: int, tokens: int, values: Mapping[str, float | None], by_tokens: str) -> None:
+        """Write `values` (tag: scalar) against steps, and the one named `by_tokens` against tokens too.
+
+        Values that are None or not finite are left out.
+        """
+        self._add(self._by_step, step, values)
+        self._add(self._by_tokens, tokens, {f"{by_tokens}_by_tokens": values[by_tokens]})
+
+    def close(self) -> None:
+        """Write out what is buffered and end the writers' threads."""
+        self._by_step.close()
+        self._by_tokens.close()
+
+    def _add(self, writer: Any, step: int, values: Mapping[str, float | None]) -> None:
+        entries = [
+            self._summary.Value(tag=tag, simple_value=value)
+            for tag, value in values.items()
+            if value is not None and math.isfinite(value)
+        ]
+        if entries:
+            writer.add_event(
+                self._event(wall_time=time.time(), step=step, summary=self._summary(value=entries))
+            )
