@@ -114,7 +114,7 @@ class ProgressDisplay:
         console = Console(file=self._stream, force_terminal=self._stream.isatty())
         if console.is_terminal and not console.is_dumb_terminal:
             # No refresh thread: it would take time from the training on small machines.
-            columns = (BarColumn(bar_width=None), TextColumn("{task.description}"))
+            columns = (BarColumn(bar_width=None), TextColumn(" {task.description}"))
             self._bar = RichProgress(*columns, console=console, auto_refresh=False, expand=True)
             self._task = self._bar.add_task("", total=plan.tokens_trained, completed=start.tokens)
             self._bar.start()
@@ -128,9 +128,10 @@ class ProgressDisplay:
         total = self._plan.total_steps
         last = metrics.step == total
         if self._bar is not None:
-            if last or time.monotonic() - self._drawn >= REFRESH_S:
-                text = bar_text(metrics, total, self._speed)
-                self._bar.update(self._task, completed=metrics.tokens, description=text, refresh=True)
+            due = last or time.monotonic() - self._drawn >= REFRESH_S
+            text = bar_text(metrics, total, self._speed)
+            self._bar.update(self._task, completed=metrics.tokens, description=text, refresh=due)
+            if due:
                 self._drawn = time.monotonic()
         elif last or metrics.step % self._interval == 0:
             self.note(step_line(metrics, total, ratio, self._speed))

@@ -108,6 +108,16 @@ def test_a_terminal_gets_a_bar(monkeypatch: pytest.MonkeyPatch) -> None:
     assert stream.getvalue().endswith("\x1b[?25h"), "the cursor stays hidden"
 
 
+def test_the_bar_ends_with_the_last_step_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "110")
+    stream = Terminal()
+    with ProgressDisplay(PLAN, Progress(), stream=stream) as display:
+        for step in range(1, 8):  # faster than the bar is redrawn, and stopped before the end
+            display.step(metrics(step))
+    assert "step 7/10" in stream.getvalue()
+
+
 def test_a_dumb_terminal_gets_lines(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TERM", "dumb")
     stream = Terminal()
