@@ -44,6 +44,8 @@ def _clean_deepspeed() -> Iterator[None]:
     import torch.distributed as dist
     from deepspeed.comm import comm as ds_comm
     from deepspeed.runtime.pipe import p2p
+    from deepspeed.runtime.zero.parameter_offload import DeepSpeedZeRoOffload
+    from deepspeed.runtime.zero.partition_parameters import Init
 
     modules = (ds_groups, ds_comm, p2p)
     kept = [{k: v for k, v in vars(m).items() if not k.startswith("__")} for m in modules]
@@ -54,6 +56,10 @@ def _clean_deepspeed() -> Iterator[None]:
         for module, state in zip(modules, kept, strict=True):
             for name, value in state.items():
                 setattr(module, name, value)
+        # ZeRO-3 numbers parameters and modules per process and compares the numbers across ranks; the module counter
+        # lives in a default argument.
+        Init.param_id = 0
+        DeepSpeedZeRoOffload._register_deepspeed_module.__defaults__[0][0] = 0
         deepspeed.checkpointing.reset()
         if dist.is_initialized():
             dist.destroy_process_group()

@@ -67,6 +67,10 @@ def deepspeed_config(config: RunConfig) -> dict[str, Any]:
         "zero_force_ds_cpu_optimizer": False,
     }
     ds.setdefault("steps_per_print", 10**9)
+    if config.parallel.sequence_parallel:
+        # DeepSpeed takes the activations of tensor-parallel ranks for copies, sends a part of each and glues the parts.
+        # Under sequence parallelism they are different parts of the sequence already.
+        ds["pipeline"] = {"pipe_partitioned": False, "grad_partitioned": False} | ds.get("pipeline", {})
     if config.precision == "bf16":  # bf16 sums of many micro-batches lose their small addends
         ds.setdefault("data_types", {"grad_accum_dtype": "fp32"})
     return ds

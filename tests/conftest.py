@@ -1,0 +1,28 @@
+"""Fixtures shared by every test: the pool of gloo processes, and the folder of evaluation text."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from megatron_slw.testing import WorkerPool
+
+SHARED_TEXT = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+
+@pytest.fixture(scope="session")
+def pool() -> Iterator[WorkerPool]:
+    """Processes that every distributed test of the session borrows."""
+    workers = WorkerPool()
+    yield workers
+    workers.close()
+
+
+@pytest.fixture(scope="session")
+def shared_text() -> Path:
+    """Folder of evaluation text that is not part of the repository; the test is skipped where it is absent."""
+    if not SHARED_TEXT.is_dir():
+        pytest.skip(f"no evaluation text in {SHARED_TEXT}")
+    return SHARED_TEXT
