@@ -25,10 +25,10 @@ BATCH_KEYS = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_ac
 
 PASSED_KEYS = (
     "activation_checkpointing", "aio", "bf16", "checkpoint", "comet", "comms_logger",
-    "communication_data_type", "csv_monitor", "dataloader_drop_last", "disable_allgather",
+    "communication_data_type", "csv_monitor", "data_types", "dataloader_drop_last", "disable_allgather",
     "disable_python_gc", "dump_state", "flops_profiler", "fp16", "gradient_predivide_factor", "log_level",
-    "memory_breakdown", "pipeline", "prescale_gradients", "seq_parallel_communication_data_type",
-    "steps_per_print", "tensorboard", "timers", "vocabulary_size", "wandb", "wall_clock_breakdown",
+    "memory_breakdown", "prescale_gradients", "seq_parallel_communication_data_type", "steps_per_print",
+    "tensorboard", "timers", "vocabulary_size", "wandb", "wall_clock_breakdown",
     "zero_allow_untested_optimizer", "zero_force_ds_cpu_optimizer", "zero_optimization",
 )  # fmt: skip
 
@@ -37,12 +37,12 @@ REFUSED_KEYS = {
     "autotuning": "choose the batch and the layout with --dry-run",
     "compile": "DeepCompile changes the model's parameters",
     "compression_training": "it changes the model's layers",
-    "data_types": "bf16 or fp16 alone set the precision",
     "eigenvalue": "it belongs to compression training",
     "elasticity": "it changes the global batch, which the length plan is compiled for",
     "expert_parallel": "there are no experts",
     "gradient_allreduce_op": "gradients are averaged",
     "hybrid_engine": "it is for reinforcement learning",
+    "pipeline": "set megatron_slw.parallel.pipeline, the rest follows from the layout",
     "managed_gradient_accumulation": "the accumulation follows from the batch sizes",
     "progressive_layer_drop": "it changes the model's layers",
     "quantize_training": "it changes the model's layers",
@@ -66,7 +66,7 @@ FP16_KEYS = (
 ZERO_KEYS = (
     "stage", "contiguous_gradients", "reduce_scatter", "reduce_bucket_size",
     "use_multi_rank_bucket_allreduce", "allgather_partitions", "allgather_bucket_size", "overlap_comm",
-    "compute_grad_norm", "sub_group_size", "stage3_prefetch_bucket_size", "prefetch_bucket_size",
+    "sub_group_size", "stage3_prefetch_bucket_size", "prefetch_bucket_size",
     "stage3_param_persistence_threshold", "param_persistence_threshold",
     "stage3_model_persistence_threshold", "model_persistence_threshold", "stage3_max_live_parameters",
     "max_live_parameters", "stage3_max_reuse_distance", "max_reuse_distance",
@@ -75,14 +75,14 @@ ZERO_KEYS = (
     "module_granularity_threshold", "stage3_gather_16bit_weights_on_model_save",
     "gather_16bit_weights_on_model_save", "ignore_unused_parameters", "round_robin_gradients",
     "memory_efficient_linear", "log_trace_cache_warnings", "enable_sanity_checks", "override_module_apply",
-    "load_from_fp32_weights", "elastic_checkpoint", "legacy_stage1", "parameter_alignment",
+    "load_from_fp32_weights", "parameter_alignment",
 )  # fmt: skip
 ZERO_REFUSED = (
-    "offload_param", "offload_optimizer", "cpu_offload", "cpu_offload_param", "cpu_offload_use_pin_memory",
-    "zenflow", "zero_hpz_partition_size", "zero_quantized_weights", "zero_quantized_gradients",
-    "mics_shard_size", "zero_quantized_nontrainable_weights", "mics_hierarchical_params_gather",
-    "pipeline_loading_checkpoint", "save_muon_momentum_buffer_in_memory", "leaf_module",
-    "zeropp_loco_param",
+    "compute_grad_norm", "elastic_checkpoint", "legacy_stage1", "offload_param", "offload_optimizer",
+    "cpu_offload", "cpu_offload_param", "cpu_offload_use_pin_memory", "zenflow", "zero_hpz_partition_size",
+    "zero_quantized_weights", "zero_quantized_gradients", "mics_shard_size",
+    "zero_quantized_nontrainable_weights", "mics_hierarchical_params_gather", "pipeline_loading_checkpoint",
+    "save_muon_momentum_buffer_in_memory", "leaf_module", "zeropp_loco_param",
 )  # fmt: skip
 
 _OPTIMIZERS = {"adam": "Adam", "adamw": "AdamW", "sgd": "SGD"}
@@ -156,7 +156,21 @@ def read_precision(tree: dict[str, Any]) -> str:
             enabled.append(name)
     if len(enabled) == 2:
         raise ConfigError("bf16.enabled and fp16.enabled are both true. Set one of them to false.")
-    return enabled[0] if enabled else "fp32"
+    precision = enabled[0] if enabled else "fp32"
+    _check_accumulation_type(tree.get("data_types", {}), precision)
+    return precision
+
+
+def _check_accumulation_type(value: Any, precision: str) -> None:
+    block = require_object(value, "data_types")
+    require_known(block, ("grad_accum_dtype",), "data_types")
+    valid = ("fp32", "bf16") if precision == "bf16" else (precision,)
+    kind = block.get("grad_accum_dtype", valid[0])
+    if kind not in valid:
+        raise ConfigError(
+            f"data_types.grad_accum_dtype must be {listing(valid)} where the precision is {precision}, not "
+            f"{show(kind)}."
+        )
 
 
 def read_zero_stage(tree: dict[str, Any]) -> int:
@@ -166,7 +180,7 @@ def read_zero_stage(tree: dict[str, Any]) -> int:
     for name in ZERO_REFUSED:
         if block.get(name) not in (None, False):
             raise ConfigError(
-                f"{path}.{name} is not supported: the optimizer state stays on the device. Remove it."
+                f"{path}.{name} is not supported: the checkpoint could not follow it. Remove it."
             )
     require_known(block, (*ZERO_KEYS, *ZERO_REFUSED), path)
     stage = block.get("stage", 0)

@@ -66,7 +66,7 @@ def require_known(block: dict[str, Any], valid: Iterable[str], path: str) -> Non
 
 
 def validate(cls: type[_Model], block: Any, path: str, inner: Mapping[str, str] | None = None) -> _Model:
-    """`block`, the JSON object at the dotted `path`, as an instance of `cls`; ConfigError names the first fault.
+    """`block`, the JSON object at the dotted `path`, as a `cls`; ConfigError names the first fault.
 
     `inner` has the paths of fields that the user wrote in another object than the one at `path`. Unknown
     names come first: a misspelt name is most often also a missing one, and the misspelling is the cause.

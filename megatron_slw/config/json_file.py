@@ -57,7 +57,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     for name, value in pairs:
         if name in block:
             raise ConfigError(
-                f"{name} stands twice in one object, as {show(block[name])} and as {show(value)}."
+                f"{show(name)} stands twice in one object, as {show(block[name])} and as {show(value)}."
             )
         block[name] = value
     return block

@@ -140,18 +140,3 @@ def with_vocab_size(config: RunConfig, vocab_size: int) -> RunConfig:
     model = validate(ModelConfig, {**config.model.model_dump(), "vocab_size": vocab_size}, "model")
     rules.check_layout(model, config.parallel, config.world_size)
     return config.model_copy(update={"model": model})
-
-
-def deepspeed_config(config: RunConfig) -> dict[str, Any]:
-    """What `deepspeed.initialize` gets: the user's remaining keys with the resolved batch sizes and clipping.
-
-    The optimizer and the curriculum stay out: both are ours. A new dict at each call, because DeepSpeed
-    writes to it.
-    """
-    return {
-        **copy.deepcopy(config.deepspeed),
-        "train_batch_size": config.train_batch_size,
-        "train_micro_batch_size_per_gpu": config.micro_batch_size,
-        "gradient_accumulation_steps": config.gradient_accumulation_steps,
-        "gradient_clipping": config.gradient_clipping,
-    }

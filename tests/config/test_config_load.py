@@ -10,47 +10,8 @@ from typing import Any
 import pytest
 
 from megatron_slw.config import ConfigError, RunConfig, load_config, to_json, with_vocab_size
-from megatron_slw.config.load import deepspeed_config, resolve
+from megatron_slw.config.load import resolve
 
-GOOD: dict[str, Any] = {
-    "train_batch_size": 64,
-    "train_micro_batch_size_per_gpu": 4,
-    "zero_optimization": {"stage": 1},
-    "bf16": {"enabled": True},
-    "optimizer": {"type": "AdamW", "params": {"lr": 6e-4, "betas": [0.9, 0.95], "weight_decay": 0.1}},
-    "steps_per_print": 100,
-    "data_efficiency": {
-        "enabled": True,
-        "seed": 1234,
-        "data_sampling": {
-            "enabled": True,
-            "num_workers": 0,
-            "curriculum_learning": {
-                "enabled": True,
-                "data_cluster_path": "unused",
-                "curriculum_metrics": {
-                    "seqlen_truncate": {
-                        "index_to_sample_path": "dummy",
-                        "index_to_metric_path": "dummy",
-                        "difficulty_type": "value",
-                        "clustering_type": "single_cluster",
-                        "min_difficulty": 64,
-                        "max_difficulty": 1024,
-                        "schedule_type": "fixed_linear",
-                        "schedule_config": {"total_curriculum_step": 2000, "difficulty_step": 8},
-                    }
-                },
-            },
-        },
-    },
-    "megatron_slw": {
-        "model": {"num_layers": 12, "hidden_size": 768, "num_attention_heads": 12, "seq_length": 1024},
-        "parallel": {"tensor": 2, "pipeline": 2},
-        "data": {"path": "data/text_document"},
-        "training": {"train_tokens": 1_000_000_000, "lr_warmup_steps": 100},
-        "logging": {"directory": "runs/x"},
-    },
-}
 LEGACY = {
     "enabled": True,
     "curriculum_type": "seqlen",
@@ -61,11 +22,9 @@ LEGACY = {
 }
 
 
-def legacy_form() -> dict[str, Any]:
-    tree = copy.deepcopy(GOOD)
-    del tree["data_efficiency"]
-    tree["curriculum_learning"] = copy.deepcopy(LEGACY)
-    return tree
+def legacy_form(good: dict[str, Any]) -> dict[str, Any]:
+    tree = {name: value for name, value in good.items() if name != "data_efficiency"}
+    return tree | {"curriculum_learning": copy.deepcopy(LEGACY)}
 
 
 def write(folder: Path, tree: dict[str, Any]) -> Path:
@@ -74,8 +33,8 @@ def write(folder: Path, tree: dict[str, Any]) -> Path:
     return path
 
 
-def test_reads_every_part(tmp_path: Path) -> None:
-    config = load_config(write(tmp_path, GOOD), world_size=8)
+def test_reads_every_part(tmp_path: Path, good: dict[str, Any]) -> None:
+    config = load_config(write(tmp_path, good), world_size=8)
     assert (config.train_batch_size, config.micro_batch_size, config.gradient_accumulation_steps) == (
         64,
         4,
@@ -98,33 +57,31 @@ def test_reads_every_part(tmp_path: Path) -> None:
     }
 
 
-def test_both_curriculum_forms_give_the_same_run(tmp_path: Path) -> None:
-    tree = legacy_form()
-    assert resolve(tree, 8) == resolve(GOOD, 8)
+def test_both_curriculum_forms_give_the_same_run(tmp_path: Path, good: dict[str, Any]) -> None:
+    tree = legacy_form(good)
+    assert resolve(tree, 8) == resolve(good, 8)
     assert "curriculum_learning" in tree  # the caller's dict is left alone
 
 
 @pytest.mark.parametrize("null", ["curriculum_learning", "data_efficiency"])
-def test_no_curriculum_key_reaches_deepspeed(null: str) -> None:
-    tree = copy.deepcopy(GOOD)
+def test_no_curriculum_key_reaches_deepspeed(null: str, good: dict[str, Any]) -> None:
+    tree = good
     tree["data_efficiency"]["data_sampling"]["curriculum_learning"]["enabled"] = False
     tree[null] = None
     config = resolve(tree, 8)
     assert config.curriculum is None
-    assert not {"curriculum_learning", "data_efficiency", "megatron_slw", "optimizer"} & set(
-        deepspeed_config(config)
-    )
+    assert set(config.deepspeed) == {"zero_optimization", "bf16", "steps_per_print"}
 
 
-def test_only_the_innermost_enabled_counts() -> None:
-    tree = copy.deepcopy(GOOD)
+def test_only_the_innermost_enabled_counts(good: dict[str, Any]) -> None:
+    tree = good
     tree["data_efficiency"]["enabled"] = False
     tree["data_efficiency"]["data_sampling"]["enabled"] = False
     assert resolve(tree, 8).curriculum is not None
 
 
-def test_a_disabled_block_is_not_read() -> None:
-    tree = legacy_form()
+def test_a_disabled_block_is_not_read(good: dict[str, Any]) -> None:
+    tree = legacy_form(good)
     tree["curriculum_learning"] = {"enabled": False, "min_difficulty": -1}
     assert resolve(tree, 8).curriculum is None
 
@@ -143,8 +100,10 @@ def test_a_disabled_block_is_not_read() -> None:
         ),
     ],
 )
-def test_batch_arithmetic(given: dict[str, int], expected: tuple[int, int, int]) -> None:
-    tree = {key: value for key, value in GOOD.items() if "batch" not in key} | given
+def test_batch_arithmetic(
+    given: dict[str, int], expected: tuple[int, int, int], good: dict[str, Any]
+) -> None:
+    tree = {key: value for key, value in good.items() if "batch" not in key} | given
     config = resolve(tree, 8)
     assert (config.train_batch_size, config.micro_batch_size, config.gradient_accumulation_steps) == expected
 
@@ -159,12 +118,12 @@ def test_batch_arithmetic(given: dict[str, int], expected: tuple[int, int, int])
         ({"type": "SGD", "params": {"lr": 0.1, "momentum": 0.9}}, "SGD", 0.0),
     ],
 )
-def test_optimizer(block: dict[str, Any], kind: str, weight_decay: float) -> None:
-    optimizer = resolve(GOOD | {"optimizer": block}, 8).optimizer
+def test_optimizer(block: dict[str, Any], kind: str, weight_decay: float, good: dict[str, Any]) -> None:
+    optimizer = resolve(good | {"optimizer": block}, 8).optimizer
     assert (optimizer.type, optimizer.weight_decay) == (kind, weight_decay)
 
 
-def test_overrides(tmp_path: Path) -> None:
+def test_overrides(tmp_path: Path, good: dict[str, Any]) -> None:
     overrides = [
         "--model.num_layers=24",
         "train_batch_size=128",
@@ -178,7 +137,7 @@ def test_overrides(tmp_path: Path) -> None:
         "training.train_steps=3000",
         "gradient_clipping=0",
     ]
-    config = load_config(write(tmp_path, GOOD), overrides, world_size=8)
+    config = load_config(write(tmp_path, good), overrides, world_size=8)
     assert (config.model.num_layers, config.train_batch_size, config.zero_stage) == (24, 128, 0)
     assert (config.precision, config.logging.directory, config.gradient_clipping) == ("fp32", "runs/y", 0.0)
     assert (config.training.train_tokens, config.training.train_steps) == (None, 3000)
@@ -186,29 +145,29 @@ def test_overrides(tmp_path: Path) -> None:
     assert config.data_parallel_size == 4
 
 
-@pytest.mark.parametrize("tree", [GOOD, legacy_form()], ids=["new", "legacy"])
-def test_curriculum_overrides_find_the_block(tmp_path: Path, tree: dict[str, Any]) -> None:
-    path = write(tmp_path, tree)
+@pytest.mark.parametrize("legacy", [False, True])
+def test_curriculum_overrides_find_the_block(tmp_path: Path, legacy: bool, good: dict[str, Any]) -> None:
+    path = write(tmp_path, legacy_form(good) if legacy else good)
     config = load_config(path, ["curriculum.total_curriculum_step=7", "curriculum.max_difficulty=1024"], 8)
     assert config.curriculum is not None and config.curriculum.total_curriculum_step == 7
     assert load_config(path, ["curriculum.enabled=false"], 8).curriculum is None
 
 
-def test_the_message_says_where_the_value_came_from(tmp_path: Path) -> None:
-    path = write(tmp_path, GOOD)
+def test_the_message_says_where_the_value_came_from(tmp_path: Path, good: dict[str, Any]) -> None:
+    path = write(tmp_path, good)
     with pytest.raises(ConfigError, match=r"^command line: megatron_slw\.model\.num_layer is not a setting"):
         load_config(path, ["--model.num_layer=24"], world_size=8)
     with pytest.raises(ConfigError, match=rf"^{path}: 6 ranks cannot hold"):
         load_config(path, ["--model.num_layers=24"], world_size=6)
 
 
-def test_json_round_trip() -> None:
-    config = resolve(GOOD, 8)
+def test_json_round_trip(good: dict[str, Any]) -> None:
+    config = resolve(good, 8)
     assert RunConfig.model_validate(json.loads(json.dumps(to_json(config)))) == config
 
 
-def test_vocabulary_comes_from_the_dataset() -> None:
-    config = resolve(GOOD, 8)
+def test_vocabulary_comes_from_the_dataset(good: dict[str, Any]) -> None:
+    config = resolve(good, 8)
     assert config.model.vocab_size is None
     known = with_vocab_size(config, 50257)
     assert known.model.vocab_size == 50257 and known.model.padded_vocab_size == 50304
@@ -220,18 +179,10 @@ def test_vocabulary_comes_from_the_dataset() -> None:
             with_vocab_size(known, other)
 
 
-def test_a_vocabulary_that_the_tensor_ranks_cannot_share_is_refused() -> None:
-    tree = copy.deepcopy(GOOD)
+def test_a_vocabulary_that_the_tensor_ranks_cannot_share_is_refused(good: dict[str, Any]) -> None:
+    tree = good
     tree["megatron_slw"]["model"] |= {"num_attention_heads": 3, "hidden_size": 768, "ffn_hidden_size": 3072}
     tree["megatron_slw"]["parallel"] = {"tensor": 3}
     config = resolve(tree | {"train_batch_size": 4}, 3)
     with pytest.raises(ConfigError, match="parallel.tensor 3 does not divide the vocabulary of 128 rows"):
         with_vocab_size(config, 100)
-
-
-def test_deepspeed_gets_a_fresh_dict() -> None:
-    config = resolve(GOOD, 8)
-    first = deepspeed_config(config)
-    first["zero_optimization"]["stage"] = 3
-    assert deepspeed_config(config)["zero_optimization"]["stage"] == 1
-    assert first["train_micro_batch_size_per_gpu"] == 4 and first["gradient_clipping"] == 1.0
