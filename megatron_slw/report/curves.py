@@ -161,8 +161,8 @@ def _thinned(count: int) -> NDArray[np.int64]:
 def _smooth(values: Floats) -> Floats:
     """Centred moving average over SMOOTHED_FRACTION of the run, skipping nan.
 
-    It is narrower near the start, which would be flattened otherwise, and one-sided at the end, where a narrow
-    one would show the noise of the last step as the result.
+    It is narrower near the start, which would be flattened otherwise, and one-sided at the end, where a
+    narrow one would show the noise of the last step as the result.
     """
     count = len(values)
     index = np.arange(count)
