@@ -98,29 +98,6 @@ class IndexedDataset:
                 )
 
 
-def check_ids(dataset: IndexedDataset, vocab_size: int) -> None:
-    """Read every token, in pieces, and check that it lies in [0, vocab_size).
-
-    Raises:
-        ConfigError: naming the first document with an id outside.
-    """
-    step = 1 << 22
-    for first in range(0, dataset.num_tokens, step):
-        part = dataset.tokens[first : first + step]
-        if int(part.min()) >= 0 and int(part.max()) < vocab_size:
-            continue
-        at = first + int(np.argmax((part < 0) | (part >= vocab_size)))
-        low, high = 0, dataset.num_documents
-        while high - low > 1:
-            middle = (low + high) // 2
-            low, high = (middle, high) if dataset.document_start(middle) <= at else (low, middle)
-        raise ConfigError(
-            f"{dataset.paths.bin}: document {low} has token id {dataset.tokens[at]} (token {at:,} of "
-            f"{dataset.num_tokens:,}), but the vocabulary has {vocab_size:,}. Use the tokenizer the dataset "
-            "was made with, or raise model.vocab_size."
-        )
-
-
 def verify_checksums(dataset: IndexedDataset) -> None:
     """Read both files and compare them with the sidecar's SHA-256; the only check that sees a flipped bit.
 

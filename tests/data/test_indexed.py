@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from megatron_slw.config.errors import ConfigError
-from megatron_slw.data.indexed import IndexedDataset, check_ids, verify_checksums
+from megatron_slw.data.indexed import IndexedDataset, verify_checksums
 from megatron_slw.data.layout import dtype_for
 from megatron_slw.data.writer import IndexedDatasetWriter
 from tests.data.token_datasets import INT32, TOKENIZER, UINT16, counting_dataset, write_dataset
@@ -256,18 +256,6 @@ def test_a_foreign_json_file_is_not_a_sidecar(tmp_path: Path) -> None:
     write_dataset(tmp_path / "d", DOCUMENTS)
     (tmp_path / "d.json").write_text(json.dumps({"text": "my document"}))
     assert IndexedDataset(tmp_path / "d").sidecar is None
-
-
-def test_ids_are_checked_against_the_vocabulary(tmp_path: Path) -> None:
-    dataset = write_dataset(tmp_path / "d", DOCUMENTS)
-    check_ids(dataset, 65_536)
-    with pytest.raises(
-        ConfigError, match=r"d\.bin: document 2 has token id 65535 \(token 6 of 11\), .* 65,535\."
-    ):
-        check_ids(dataset, 65_535)
-    negative = write_dataset(tmp_path / "n", [[1, 2], [3, -4]], INT32)
-    with pytest.raises(ConfigError, match="document 1 has token id -4"):
-        check_ids(negative, 100)
 
 
 def test_checks_reach_beyond_the_first_block(tmp_path: Path) -> None:
