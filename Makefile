@@ -1,0 +1,44 @@
+# make quickstart [CORPUS=file.jsonl]   train a small GPT on real text, from nothing, in one command
+# make test                             linter, type checker and every test
+PYTHON ?= python3
+CORPUS ?=
+PYTEST_ARGS ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+PIP_INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check
+# DeepSpeed finds its launcher's and compiler's helpers (ninja) by PATH.
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+
+.PHONY: quickstart test lint clean
+
+quickstart: $(VENV)/requirements.stamp
+	$(BIN)/python examples/quickstart/run.py $(if $(CORPUS),--corpus "$(CORPUS)")
+
+test: lint
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PYTEST_ARGS)
+
+lint: $(VENV)/requirements-dev.stamp
+	$(BIN)/ruff check .
+	$(BIN)/mypy megatron_slw tools pretrain_gpt.py
+
+# A stamp is written after its command succeeded, so an interrupted installation is taken up again.
+$(VENV)/created.stamp:
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if (3, 11) <= v <= (3, 12) else \
+	    "Python 3.11 or 3.12 is needed, $(PYTHON) is %d.%d. Choose another: make PYTHON=python3.12" % v)'
+	$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+$(VENV)/requirements.stamp: requirements.txt $(VENV)/created.stamp
+	@echo "installing requirements.txt into $(VENV) (some minutes the first time)"
+	@$(PIP_INSTALL) -r requirements.txt
+	@touch $@
+
+$(VENV)/requirements-dev.stamp: requirements-dev.txt $(VENV)/requirements.stamp
+	@echo "installing requirements-dev.txt into $(VENV)"
+	@$(PIP_INSTALL) -r requirements-dev.txt
+	@touch $@
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
