@@ -194,3 +194,16 @@ def tiny_config(folder: Path | str, **changes: Any) -> RunConfig:
 
 def _replica(parallel: Mapping[str, Any]) -> int:
     return int(parallel.get("tensor", 1)) * int(parallel.get("pipeline", 1))
+
+
+def write_tiny_dataset(prefix: Path, documents: int = 40, vocab_size: int = 300, seed: int = 0) -> None:
+    """A dataset of random documents of 20 to 200 tokens, without a tokenizer."""
+    import numpy as np
+
+    from megatron_slw.data.writer import IndexedDatasetWriter
+
+    generator = np.random.default_rng(seed)
+    with IndexedDatasetWriter(prefix, np.dtype(np.uint16)) as writer:
+        for _ in range(documents):
+            writer.add_document(generator.integers(0, vocab_size, int(generator.integers(20, 200))))
+        writer.finish()

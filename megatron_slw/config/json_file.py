@@ -12,22 +12,22 @@ from megatron_slw.config.errors import ConfigError, require_object, show
 MAX_BYTES = 1 << 20
 
 
-def read_json(path: str | Path) -> dict[str, Any]:
+def read_json(path: str | Path, max_bytes: int = MAX_BYTES) -> dict[str, Any]:
     """The JSON object in the file at `path`.
 
     Raises:
-        ConfigError: the file is missing, unreadable or longer than MAX_BYTES, or it is not one strict JSON
+        ConfigError: the file is missing, unreadable or longer than max_bytes, or it is not one strict JSON
             object.
     """
     try:
         with open(path, "rb") as file:
-            content = file.read(MAX_BYTES + 1)
+            content = file.read(max_bytes + 1)
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else str(error)
         raise ConfigError(f"cannot be read: {reason}.") from None
-    if len(content) > MAX_BYTES:
+    if len(content) > max_bytes:
         raise ConfigError(
-            f"is longer than {MAX_BYTES:,} bytes: a configuration is small, is this the right file?"
+            f"is longer than {max_bytes:,} bytes: a configuration is small, is this the right file?"
         )
     try:
         text = content.decode("utf-8-sig")

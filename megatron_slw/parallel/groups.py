@@ -179,3 +179,9 @@ def build_groups(parallel: ParallelConfig) -> Groups:
         topology=topology,
         device=torch.device(get_accelerator().current_device_name()),
     )
+
+
+def one_process_groups(device: str = "cpu") -> Groups:
+    """The grid of one process without any process group, for tools that only run the model forward."""
+    topology = PipeModelDataParallelTopology(num_pp=1, num_mp=1, num_dp=1)
+    return Groups(0, 1, 0, 1, 0, 1, 0, 1, None, None, None, topology, torch.device(device))

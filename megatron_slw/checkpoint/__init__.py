@@ -1,0 +1,1 @@
+"""The one checkpoint format: named logical tensors in safetensors, JSON beside them, a manifest written last."""

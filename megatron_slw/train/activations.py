@@ -1,0 +1,135 @@
+"""Bytes that one micro-batch's activations take, operator by operator, without running anything.
+
+The table of what each operator keeps for its backward follows Korthikanti et al., "Reducing Activation
+Recomputation in Large Transformer Models" (arXiv 2205.05198, section 4): in 16 bits, with dropout and one
+tensor rank, it sums to the paper's 34 s b h bytes a layer, without the 5 a s^2 b of attention scores, which
+fused attention does not keep. Where our operators differ from the paper's, the entry says so.
+
+One rank's share throughout: B rows of a micro-batch, T tokens of a row, C hidden size, F feed-forward size, H
+attention heads, V vocabulary rows; `device` is "cpu" or "cuda", whose dropout and attention keep different
+things.
+"""
+
+from __future__ import annotations
+
+from megatron_slw.config.schema import RunConfig
+
+FP32 = 4
+ITEM_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
+INPUT_BYTES = 20
+"""A token on the device: int64 id, int64 label, fp32 weight."""
+
+
+def layer_table(config: RunConfig, rows: int, length: int, device: str) -> dict[str, int]:
+    """Bytes that a transformer layer keeps from its forward to its backward, by operator.
+
+    A linear layer keeps its input; so do LayerNorm and GELU. A tensor that two operators keep is counted
+    once.
+    """
+    model, item = config.model, ITEM_BYTES[config.precision]
+    tensor = config.parallel.tensor
+    whole = rows * length * model.hidden_size * item
+    shard = whole // _sequence_ranks(config)
+    heads = rows * length * model.num_attention_heads // tensor
+    feed_forward = rows * length * model.ffn_size // tensor * item
+    statistics = (
+        2 * FP32 * rows * length // _sequence_ranks(config)
+    )  # mean and inverse deviation of each token
+    table = {
+        "input_layernorm.input": shard,
+        "input_layernorm.statistics": statistics,
+        # Gathered along the sequence under sequence parallelism, and kept so: not divided by the ranks.
+        "query_key_value.input": whole,
+        "attention.query_key_value": 3 * whole // tensor,
+        "attention.output": whole // tensor,  # also the input of `dense`
+        "post_attention_layernorm.input": shard,
+        "post_attention_layernorm.statistics": statistics,
+        "dense_h_to_4h.input": whole,
+        "gelu.input": feed_forward,
+        "dense_4h_to_h.input": feed_forward,
+    }
+    if model.hidden_dropout > 0.0:
+        table["dropout.masks"] = 2 * dropout_mask(config, rows, length, device)
+    if unfused_attention(config, device):
+        # softmax output, dropout factors, their product: H x T numbers for each token
+        table["attention.scores"] = 3 * heads * length * item
+    else:
+        table["attention.normalizer"] = heads * FP32
+    return table
+
+
+def unfused_attention(config: RunConfig, device: str) -> bool:
+    """Whether attention keeps T x T scores: PyTorch's fused kernel for CPUs knows no dropout."""
+    return device == "cpu" and config.model.attention_dropout > 0.0
+
+
+def dropout_mask(config: RunConfig, rows: int, length: int, device: str) -> int:
+    """Bytes that one hidden dropout keeps: bools on CUDA, factors of the activation's type elsewhere.
+
+    Under sequence parallelism the layer draws its own mask, in the activation's type on every device.
+    """
+    sequence_ranks = _sequence_ranks(config)
+    fused = device == "cuda" and sequence_ranks == 1
+    item = 1 if fused else ITEM_BYTES[config.precision]
+    return rows * length * config.model.hidden_size * item // sequence_ranks
+
+
+def layer_input(config: RunConfig, rows: int, length: int) -> int:
+    """Bytes of a layer's input: all that activation checkpointing keeps of it."""
+    whole = rows * length * config.model.hidden_size * ITEM_BYTES[config.precision]
+    return whole // _sequence_ranks(config)
+
+
+def layer_working(config: RunConfig, rows: int, length: int, device: str) -> int:
+    """Most bytes that the backward of one layer adds to what the forward kept, net of what it has freed.
+
+    In the feed-forward part: the gradients of the layer's output and of one side of GELU; the other side's
+    takes the place of GELU's output. In attention with T x T scores: their gradient on both sides of the
+    softmax, after the feed-forward part has freed what it kept.
+    """
+    model, item, tensor = config.model, ITEM_BYTES[config.precision], config.parallel.tensor
+    shard = layer_input(config, rows, length)
+    feed_forward = rows * length * model.ffn_size // tensor * item
+    if not unfused_attention(config, device):
+        return shard + feed_forward
+    scores = rows * length * length * model.num_attention_heads // tensor * item
+    freed = 2 * feed_forward + 2 * shard
+    return shard + max(feed_forward, 2 * scores - freed)
+
+
+def embedding_saved(config: RunConfig, rows: int, length: int, device: str) -> int:
+    """Bytes that the embeddings keep: the dropout mask. A lookup keeps the token ids, which the step has
+    anyway.
+    """
+    return dropout_mask(config, rows, length, device) if config.model.hidden_dropout > 0.0 else 0
+
+
+def head_saved(config: RunConfig, rows: int, length: int) -> int:
+    """Bytes that the final LayerNorm and the output layer keep: the input of each."""
+    whole = rows * length * config.model.hidden_size * ITEM_BYTES[config.precision]
+    return layer_input(config, rows, length) + whole + 2 * FP32 * rows * length
+
+
+def head_peak(config: RunConfig, rows: int, length: int) -> int:
+    """Most bytes that logits, their normalization in fp32 and their gradients take at one time.
+
+    One tensor rank: log_softmax keeps its output; its backward has that, the incoming and the outgoing
+    gradient. Several: the forward has the logits, an fp32 copy where they are not fp32, and the softmax; the
+    backward has the softmax and its gradient.
+    """
+    model, item, tensor = config.model, ITEM_BYTES[config.precision], config.parallel.tensor
+    tokens, padded = rows * length, model.padded_vocab_size // tensor
+    if tensor == 1:
+        real = model.vocab_size or padded
+        copied = FP32 * real if item != FP32 or real != padded else 0
+        forward = padded * item + copied + FP32 * real
+        backward = 3 * FP32 * real
+    else:
+        forward = padded * item + (FP32 * padded if item != FP32 else 0) + FP32 * padded
+        backward = 2 * FP32 * padded
+    return tokens * max(forward, backward)
+
+
+def _sequence_ranks(config: RunConfig) -> int:
+    """Ranks over which the activations between tensor-parallel regions are cut."""
+    return config.parallel.tensor if config.parallel.sequence_parallel else 1

@@ -1,0 +1,121 @@
+"""The training state inside DeepSpeed's optimizers, one tensor at a time: masters, moments, step, loss scale.
+
+DeepSpeed flattens and partitions the fp32 state over the data-parallel ranks. Its `safe_get_*` functions assemble one
+parameter's tensor from the partitions (a collective over those ranks); its setters copy a whole tensor's own part in.
+At ZeRO 0 in fp32 they give None: there the torch optimizer holds everything.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from deepspeed.utils import (
+    safe_get_full_fp32_param,
+    safe_get_full_optimizer_state,
+    safe_set_full_fp32_param,
+    safe_set_full_optimizer_state,
+    safe_set_local_fp32_param,
+    safe_set_local_optimizer_state,
+)
+from torch import Tensor, nn
+
+from megatron_slw.train.engine import Engine
+from megatron_slw.train.optim import state_names
+
+WEIGHT = "weight"
+SCALER_FIELDS = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
+
+
+def tensor_kinds(engine: Engine) -> tuple[str, ...]:
+    """The kinds of tensor that each parameter has: its fp32 master weight, then the optimizer's."""
+    return (WEIGHT, *state_names(engine.config.optimizer))
+
+
+def read_tensor(engine: Engine, param: nn.Parameter, kind: str) -> Tensor:
+    """The whole fp32 tensor of one kind for this rank's block of a parameter; collective over data-parallel ranks."""
+    if engine.config.zero_stage == 0:
+        return param.detach() if kind == WEIGHT else engine.torch_optimizer.state[param][kind]
+    value = safe_get_full_fp32_param(param) if kind == WEIGHT else safe_get_full_optimizer_state(param, kind)
+    if value is None:
+        raise RuntimeError(f"DeepSpeed has no {kind} for {param.shard.name}")  # type: ignore[attr-defined]
+    return value
+
+
+def write_tensor(engine: Engine, param: nn.Parameter, kind: str, value: Tensor) -> None:
+    """Set what `read_tensor` reads. Weights in lower precision are not touched: they are filled before `Engine`."""
+    if engine.config.zero_stage == 0:
+        target = param.data if kind == WEIGHT else engine.torch_optimizer.state[param][kind]
+        target.copy_(value)
+    elif engine.config.zero_stage == 3:
+        part = _partition(param, value, engine)
+        if kind == WEIGHT:
+            safe_set_local_fp32_param(param, part)
+        else:
+            safe_set_local_optimizer_state(param, part, kind)
+    elif kind == WEIGHT:
+        safe_set_full_fp32_param(param, value)
+    else:
+        safe_set_full_optimizer_state(param, value, kind)
+
+
+def ensure_optimizer_state(engine: Engine, steps: int | None = None) -> None:
+    """Create the moments that the optimizer would create at its first step, as zeros; set its step if given.
+
+    To be called before the first step. ZeRO 1 and 2 step one parameter group after the other and link the moments of
+    all groups to their parameters after the first of these steps, when those of the second do not exist yet: the
+    second group's moments could then never be read (DeepSpeed 0.19.8).
+    """
+    names = state_names(engine.config.optimizer)
+    for tensor in _stepped_tensors(engine):
+        state = engine.torch_optimizer.state[tensor]
+        for name in names:
+            if name not in state:
+                state[name] = torch.zeros_like(tensor, dtype=torch.float32)
+        if engine.config.optimizer.type != "SGD" and ("step" not in state or steps is not None):
+            on_device = engine.torch_optimizer.defaults.get("fused") or engine.torch_optimizer.defaults.get("capturable")
+            state["step"] = torch.tensor(float(steps or 0), device=tensor.device if on_device else "cpu")
+    link = getattr(engine.optimizer, "_lazy_init_hp_params_optimizer_state", None)
+    if link is not None and names:
+        link()
+
+
+def optimizer_steps(engine: Engine) -> int | None:
+    """Updates that the optimizer counts (fewer than training steps where fp16 skipped some); None for SGD."""
+    for tensor in _stepped_tensors(engine):
+        step = engine.torch_optimizer.state[tensor].get("step")
+        if step is not None:
+            return int(step)
+    return None
+
+
+def read_scaler(engine: Engine) -> dict[str, Any] | None:
+    """fp16's dynamic loss scale and its counters; None in other precisions."""
+    scaler = getattr(engine.optimizer, "loss_scaler", None)
+    if engine.config.precision != "fp16" or scaler is None:
+        return None
+    return {name: getattr(scaler, name) for name in SCALER_FIELDS if hasattr(scaler, name)}
+
+
+def write_scaler(engine: Engine, values: dict[str, Any]) -> None:
+    """Set what `read_scaler` reads."""
+    for name, value in values.items():
+        setattr(engine.optimizer.loss_scaler, name, value)
+
+
+def _stepped_tensors(engine: Engine) -> list[Tensor]:
+    """The fp32 tensors that the torch optimizer steps: parameters at ZeRO 0, else DeepSpeed's flat partitions."""
+    if engine.config.zero_stage == 3:
+        return list(engine.optimizer.fp32_partitioned_groups_flat)  # its param groups are empty between steps
+    return [p for group in engine.torch_optimizer.param_groups for p in group["params"]]
+
+
+def _partition(param: nn.Parameter, value: Tensor, engine: Engine) -> Tensor:
+    """This rank's ZeRO-3 part of a whole tensor, zero-padded at the end of the last rank's."""
+    size = param.ds_tensor.numel()  # type: ignore[attr-defined]
+    flat = value.flatten()
+    first = engine.groups.dp_rank * size
+    part = torch.zeros(size, dtype=value.dtype, device=value.device)
+    mine = flat[first : first + size]
+    part[: mine.numel()] = mine
+    return part

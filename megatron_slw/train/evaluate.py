@@ -1,0 +1,35 @@
+"""Validation: the mean loss over the first windows of the validation set, always at the full length."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from megatron_slw.config.schema import RunConfig
+from megatron_slw.data.loader import Blocks, ValidLoader
+from megatron_slw.train.engine import Engine
+
+
+def validation_blocks(loader: ValidLoader, count: int, rows: int, dp_rank: int, dp_size: int) -> Iterator[Blocks]:
+    """This rank's micro-batches over windows [0, count): equally many, of equal shape, on every rank.
+
+    Window i is in batch i // (rows * dp_size). What is missing at the end is filled with the last window under a
+    zero mask, so that the result is the mean over `count` windows exactly, on any layout.
+    """
+    for first in range(dp_rank * rows, dp_rank * rows + -(-count // (rows * dp_size)) * rows * dp_size, rows * dp_size):
+        here = max(0, min(rows, count - first))
+        read = loader.read(min(first, count - 1), max(here, 1))
+        fill = [np.repeat(ids[-1:], rows - len(ids), axis=0) for ids in (read.tokens_BT, read.labels_BT)]
+        mask_BT = np.zeros((rows, read.tokens_BT.shape[1]), np.float32)
+        mask_BT[:here] = 1.0
+        tokens_BT = np.concatenate([read.tokens_BT, fill[0]])
+        yield Blocks(tokens_BT, np.concatenate([read.labels_BT, fill[1]]), mask_BT)
+
+
+def validation_loss(engine: Engine, loader: ValidLoader, config: RunConfig) -> float:
+    """Mean negative log-likelihood in nats over `evaluation.samples` windows, or all if there are fewer."""
+    count = min(config.evaluation.samples, len(loader))
+    groups = engine.groups
+    blocks = validation_blocks(loader, count, config.micro_batch_size, groups.dp_rank, groups.dp_size)
+    return engine.evaluate(blocks, labels=count * config.model.seq_length)

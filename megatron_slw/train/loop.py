@@ -1,0 +1,143 @@
+"""The training loop: the plan decides, the loader reads, the engine trains, progress advances."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from megatron_slw.checkpoint.save import save_checkpoint
+from megatron_slw.config.schema import RunConfig
+from megatron_slw.data.loader import TrainLoader, ValidLoader
+from megatron_slw.progress import Progress
+from megatron_slw.slw.plan import BatchStep, Plan
+from megatron_slw.train.engine import Engine, StepResult
+from megatron_slw.train.estimate import flops_per_token
+from megatron_slw.train.evaluate import validation_loss
+from megatron_slw.train.learning_rate import learning_rate
+from megatron_slw.train.metrics import MetricsWriter, StepMetrics
+from megatron_slw.train.progress_display import ProgressDisplay
+from megatron_slw.train.signals import StopRequest
+
+
+@dataclass(frozen=True)
+class Job:
+    """Everything a run is made of, built once by `job.build_job`."""
+
+    config: RunConfig
+    plan: Plan
+    engine: Engine
+    train_data: TrainLoader
+    valid_data: ValidLoader | None
+    dataset: dict[str, Any] | None
+    """What identifies the training data; saved with each checkpoint."""
+    start: Progress
+    checkpoints: Path
+    peak_flops: float | None
+    """Of all devices together; None where it is not known."""
+
+
+class _Output:
+    """Where rank 0 reports; the other ranks report nothing."""
+
+    def __init__(self, job: Job) -> None:
+        self._stack = contextlib.ExitStack()
+        self._sinks: list[Any] = []
+        self.display: ProgressDisplay | None = None
+        if job.engine.groups.rank == 0:
+            logging = job.config.logging
+            self.display = self._stack.enter_context(ProgressDisplay(job.plan, job.start, logging.interval))
+            writer = MetricsWriter(logging.directory, job.start, logging.tensorboard)
+            self._sinks = [self._stack.enter_context(writer), self.display]
+
+    def __enter__(self) -> _Output:
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._stack.__exit__(*error)
+
+    def step(self, metrics: StepMetrics) -> None:
+        for sink in self._sinks:
+            sink.step(metrics)
+
+    def evaluation(self, progress: Progress, loss: float) -> None:
+        for sink in self._sinks:
+            sink.evaluation(progress, loss)
+
+    def note(self, text: str) -> None:
+        if self.display is not None:
+            self.display.note(text)
+
+
+def train(job: Job) -> Progress:
+    """Train from `job.start` to the end of the plan, or until a signal asks to stop; saves either way.
+
+    Returns:
+        What was trained; less than the plan if the run was stopped.
+
+    Raises:
+        NonFiniteError: a loss or gradient norm is not finite; nothing was updated or saved for that step.
+        SaveError: a checkpoint could not be written.
+    """
+    config, plan, progress = job.config, job.plan, job.start
+    saved: Progress | None = job.start if job.start.step else None
+    with _Output(job) as output, StopRequest(job.engine.groups) as stop:
+        for step in _steps(plan, progress.step):
+            progress = _train_one(job, step, output)
+            stopping = stop.agreed()
+            last = progress.step == plan.total_steps
+            if job.valid_data is not None and _due(progress.step, config.evaluation.interval, last):
+                output.evaluation(progress, validation_loss(job.engine, job.valid_data, config))
+            if stopping or _due(progress.step, config.checkpoint.interval, last):
+                folder = save_checkpoint(
+                    job.engine, job.checkpoints, progress, plan, job.dataset, config.checkpoint.keep_last
+                )
+                saved = progress
+                output.note(f"saved {folder}")
+            if stopping:
+                output.note(
+                    f"stopped by {stopping} after step {progress.step} of {plan.total_steps}; the same command goes on."
+                )
+                break
+        if saved is None and not progress.step:
+            output.note("nothing to train")
+    return progress
+
+
+def _steps(plan: Plan, first: int) -> Iterator[BatchStep]:
+    for number in range(first, plan.total_steps):
+        yield plan.at(number)
+
+
+def _due(step: int, interval: int, last: bool) -> bool:
+    return last or (interval > 0 and step % interval == 0)
+
+
+def _train_one(job: Job, step: BatchStep, output: _Output) -> Progress:
+    began = time.perf_counter()
+    groups = job.engine.groups
+    blocks = job.train_data.read(step, groups.dp_rank, groups.dp_size)
+    rate = learning_rate(job.config, job.plan, step.step)
+    result = job.engine.train_step(blocks, step, rate)
+    output.step(_metrics(job, step, rate, result, time.perf_counter() - began))
+    return step.after
+
+
+def _metrics(job: Job, step: BatchStep, rate: float, result: StepResult, seconds: float) -> StepMetrics:
+    per_second = step.tokens / seconds
+    flops = per_second * flops_per_token(job.config.model, step.seq_len)
+    return StepMetrics(
+        step=step.after.step,
+        tokens=step.after.tokens,
+        samples=step.after.samples,
+        seq_len=step.seq_len,
+        loss=result.loss,
+        lr=rate,
+        grad_norm=result.grad_norm,
+        step_time_s=seconds,
+        tokens_per_s=per_second,
+        mfu=flops / job.peak_flops if job.peak_flops else None,
+    )

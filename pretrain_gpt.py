@@ -1,0 +1,37 @@
+"""Pretrain a GPT: `deepspeed pretrain_gpt.py --ds-config FILE`, or under torchrun, or as one process with python.
+
+Exit status: 0 trained to the end, or saved and left after SIGTERM, SIGUSR1 or Ctrl-C; 1 the run failed (a NaN, a full
+disk); 2 the configuration, the data or the checkpoint is wrong.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run or describe one training job; returns the exit status."""
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        epilog="Any setting of the file can be overridden: --model.num_layers=24",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--ds-config", required=True, metavar="FILE", help="the JSON file that describes the run")
+    parser.add_argument("--dry-run", action="store_true", help="print layout, memory, plan and cost; train nothing")
+    parser.add_argument("--json", action="store_true", help="print the dry run as one JSON object")
+    parser.add_argument("--world-size", type=int, default=1, help="ranks to imagine in a dry run")
+    parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # the deepspeed launcher adds it
+    args, overrides = parser.parse_known_args(argv)
+    if args.dry_run:
+        from megatron_slw.report.dry_run import main as describe
+
+        return describe(args.ds_config, overrides, args.world_size, args.json)
+    from megatron_slw.train.job import main as run  # imports torch and DeepSpeed: ten seconds that a dry run saves
+
+    return run(args.ds_config, overrides)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

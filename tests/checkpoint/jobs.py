@@ -1,0 +1,91 @@
+"""What the checkpoint tests run on each rank."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from megatron_slw.checkpoint.load import Checkpoint
+from megatron_slw.checkpoint.save import save_checkpoint
+from megatron_slw.config.schema import RunConfig
+from megatron_slw.parallel.groups import build_groups
+from megatron_slw.parallel.sharding import sharded_parameters
+from megatron_slw.progress import Progress
+from megatron_slw.train.engine_state import read_tensor, tensor_kinds
+from megatron_slw.train.job import build_job
+from megatron_slw.train.learning_rate import learning_rate
+from megatron_slw.train.loop import Job
+
+State = dict[str, np.ndarray]
+
+
+def state_of(job: Job) -> State:
+    """Every fp32 tensor of this rank's training state."""
+    state = {}
+    for shard, param in sharded_parameters(job.engine.ds.module):
+        for kind in tensor_kinds(job.engine):
+            value = read_tensor(job.engine, param, kind)
+            state[f"{kind}/{shard.name}/{shard.start}"] = value.detach().cpu().float().numpy().copy()
+    return state
+
+
+def run(config: RunConfig, until: int, save_at: tuple[int, ...] = (), validate_at: int = -1) -> dict[str, Any]:
+    """Train from wherever the run directory stands to step `until`; save after the steps `save_at`.
+
+    Returns:
+        Losses by step, the tokens read and a random number drawn at each step, and the final state.
+    """
+    job = build_job(config, build_groups(config.parallel))
+    groups, progress = job.engine.groups, job.start
+    losses, tokens, draws = {}, {}, {}
+    restored = state_of(job) if progress.step else {}
+    for number in range(progress.step, until):
+        step = job.plan.at(number)
+        blocks = job.train_data.read(step, groups.dp_rank, groups.dp_size)
+        result = job.engine.train_step(blocks, step, learning_rate(job.config, job.plan, number))
+        losses[number], tokens[number] = result.loss, blocks.tokens_BT.copy()
+        draws[number] = float(torch.rand(()))
+        progress = step.after
+        if progress.step in save_at:
+            save_checkpoint(job.engine, job.checkpoints, progress, job.plan, job.dataset, keep_last=10)
+    return {
+        "losses": losses,
+        "tokens": tokens,
+        "draws": draws,
+        "state": state_of(job),
+        "restored": restored,
+        "start": job.start,
+    }
+
+
+def save_fails_on_one_rank(config: RunConfig, broken_rank: int) -> str:
+    """Save once with a rank that cannot write its file; what the save says."""
+    from megatron_slw.checkpoint import save
+
+    job = build_job(config, build_groups(config.parallel))
+    if job.engine.groups.rank == broken_rank:
+
+        def full_disk(*_: Any) -> None:
+            raise OSError(28, "No space left on device")
+
+        original, save.save_file = save.save_file, full_disk
+    try:
+        save_checkpoint(job.engine, job.checkpoints, Progress(1, 8, 64), job.plan, job.dataset, keep_last=2)
+    except save.SaveError as error:
+        return str(error)
+    finally:
+        if job.engine.groups.rank == broken_rank:
+            save.save_file = original
+    return "saved"
+
+
+def read_logical(path: Path) -> State:
+    """Every logical tensor of a checkpoint."""
+    checkpoint = Checkpoint(path)
+    checkpoint.verify()
+    return {key: checkpoint.tensor(key).numpy() for key in checkpoint.blocks}
+
+
