@@ -13,14 +13,18 @@ from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 
-import deepspeed
 import torch
 import torch.distributed as dist
-from deepspeed.accelerator import get_accelerator
-from deepspeed.runtime.pipe.topology import PipeModelDataParallelTopology
 
-from megatron_slw.config.errors import ConfigError
-from megatron_slw.config.schema import ParallelConfig
+if not torch.cuda.is_available():  # else DeepSpeed warns at every start that it found no GPU
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")
+
+import deepspeed  # noqa: E402
+from deepspeed.accelerator import get_accelerator  # noqa: E402
+from deepspeed.runtime.pipe.topology import PipeModelDataParallelTopology  # noqa: E402
+
+from megatron_slw.config.errors import ConfigError  # noqa: E402
+from megatron_slw.config.schema import ParallelConfig  # noqa: E402
 
 
 @dataclass(frozen=True)
@@ -135,6 +139,22 @@ def init_distributed(launch: Launch, store: Path | None = None, timeout_s: int =
             timeout=timedelta(seconds=timeout_s),
         )
     deepspeed.init_distributed(dist_backend=dist.get_backend(), auto_mpi_discovery=False, verbose=False)
+
+
+def check_precision(precision: str) -> None:
+    """Refuse a precision that this machine's processors do not compute in.
+
+    Raises:
+        ConfigError: fp16 on most CPUs, bf16 on old GPUs.
+    """
+    supported = {"fp32": True, "bf16": get_accelerator().is_bf16_supported, "fp16": get_accelerator().is_fp16_supported}
+    works = supported[precision]
+    if not (works() if callable(works) else works):
+        other = "bf16" if precision == "fp16" else "fp16"
+        raise ConfigError(
+            f"{precision}.enabled is true, but {get_accelerator().device_name()} does not support {precision} here. "
+            f"Use {other} where it does, or leave both out for fp32."
+        )
 
 
 def build_groups(parallel: ParallelConfig) -> Groups:

@@ -24,7 +24,7 @@ from megatron_slw.data.loader import TrainLoader, ValidLoader
 from megatron_slw.data.vocabulary import check_ids, require_same_tokenizer, resolve_vocab_size
 from megatron_slw.data.windows import Windows, open_windows
 from megatron_slw.model.init import initial_value
-from megatron_slw.parallel.groups import Groups, Launch, build_groups, init_distributed, read_launch
+from megatron_slw.parallel.groups import Groups, Launch, build_groups, check_precision, init_distributed, read_launch
 from megatron_slw.parallel.sharding import Shard
 from megatron_slw.progress import Progress
 from megatron_slw.slw.plan import compile_plan
@@ -41,6 +41,7 @@ def main(config_path: str, overrides: list[str]) -> int:
     launch = read_launch()
     try:
         config = load_config(config_path, overrides, launch.world_size)
+        check_precision(config.precision)
         open_data(config)  # what is wrong with the data is said before the processes meet
         init_distributed(launch)
         train(build_job(config, build_groups(config.parallel)))

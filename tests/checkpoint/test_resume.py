@@ -82,8 +82,8 @@ def test_fp16_resumes_with_its_loss_scale(pool: WorkerPool, folder: Path) -> Non
     fp16 = {"fp16": {"enabled": True, "initial_scale_power": 20, "loss_scale_window": 2, "hysteresis": 1}}
     config = config_for(folder, "run", world_size=2, zero_stage=1, precision="fp16")
     config = config.model_copy(update={"deepspeed": config.deepspeed | fp16})
-    straight = pool.run(jobs.run, 2, (config, 10, (5,)))
-    resumed = pool.run(jobs.run, 2, (config, 10))
+    straight = pool.run(jobs.run_fp16, 2, (config, 10, (5,)))
+    resumed = pool.run(jobs.run_fp16, 2, (config, 10))
     for before, after in zip(straight, resumed, strict=True):
         assert after["losses"] == {s: v for s, v in before["losses"].items() if s >= 5}, "losses differ"
 

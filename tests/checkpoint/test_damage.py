@@ -1,0 +1,148 @@
+"""A checkpoint that is not whole is refused, and the message names the file."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from megatron_slw.checkpoint.format import latest_checkpoint, remove_debris
+from megatron_slw.checkpoint.load import Checkpoint
+from megatron_slw.config.errors import ConfigError
+from megatron_slw.testing import WorkerPool, tiny_config, write_tiny_dataset
+from tests.checkpoint import jobs
+
+TENSORS = "tensors-00001-000.safetensors"
+
+
+@pytest.fixture(scope="module")
+def saved(pool: WorkerPool, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run directory's checkpoints after steps 2 and 4, written by two tensor-parallel ranks."""
+    folder = tmp_path_factory.mktemp("damage")
+    write_tiny_dataset(folder / "data")
+    config = tiny_config(folder, world_size=2, parallel={"tensor": 2})
+    pool.run(jobs.run, 2, (config, 4, (2, 4)))
+    return folder / "run" / "checkpoints"
+
+
+def edit_json(path: Path, change: Callable[[dict], object]) -> None:
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content))
+
+
+def reseal(checkpoint: Path) -> None:
+    """Make the manifest agree with the files again, so that the content itself is judged."""
+    from megatron_slw.checkpoint.format import file_record
+
+    def update(manifest: dict) -> None:
+        for name in manifest["files"]:
+            record = file_record(checkpoint / name)
+            manifest["files"][name] = {"bytes": record.size, "sha256": record.sha256}
+
+    edit_json(checkpoint / "manifest.json", update)
+
+
+def flip(path: Path, offset: int) -> None:
+    data = bytearray(path.read_bytes())
+    data[offset] ^= 1
+    path.write_bytes(data)
+
+
+def edit_block(checkpoint: Path, **fields: object) -> None:
+    """Change the index entry of one tensor, and reseal."""
+    index = checkpoint / "index-00001.json"
+    key = "weight/layers.0.mlp.dense_h_to_4h.weight"
+    edit_json(index, lambda content: content["blocks"][key].update(fields))
+    reseal(checkpoint)
+
+
+def edit_state(checkpoint: Path, change: Callable[[dict], object]) -> None:
+    edit_json(checkpoint / "state.json", change)
+    reseal(checkpoint)
+
+
+DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
+    "manifest missing": (lambda c: (c / "manifest.json").unlink(), "has no manifest.json"),
+    "manifest empty": (lambda c: (c / "manifest.json").write_text(""), "manifest.json is not JSON"),
+    "manifest of another version": (
+        lambda c: edit_json(c / "manifest.json", lambda m: m.update(version=2)), "version 2"),
+    "manifest of another program": (
+        lambda c: edit_json(c / "manifest.json", lambda m: m.update(format="x")), "manifest.json says 'x'"),
+    "file name leaves the folder": (
+        lambda c: edit_json(c / "manifest.json", lambda m: m["files"].update({"../state.json": m["files"]["state.json"]})),
+        "not a plain file name"),
+    "size is no number": (
+        lambda c: edit_json(c / "manifest.json", lambda m: m["files"]["state.json"].update(bytes=-1)), "state.json.bytes"),
+    "tensors missing": (lambda c: (c / TENSORS).unlink(), TENSORS),
+    "tensors a link": (
+        lambda c: ((c / TENSORS).rename(c.parent / "elsewhere"), (c / TENSORS).symlink_to(c.parent / "elsewhere")),
+        TENSORS),
+    "tensors cut short": (lambda c: os.truncate(c / TENSORS, 1000), f"{TENSORS} has 1000 bytes"),
+    "tensors with a flipped bit": (lambda c: flip(c / TENSORS, 5000), f"{TENSORS} does not match its SHA-256"),
+    "state with a flipped bit": (lambda c: flip(c / "state.json", 2), "state.json"),
+    "index missing": (lambda c: (c / "index-00001.json").unlink(), "index-00001.json"),
+    "tensor files swapped": (
+        lambda c: shutil.copy(c / "tensors-00000-000.safetensors", c / TENSORS), TENSORS),
+    "no safetensors at all": (
+        lambda c: ((c / TENSORS).write_bytes(b"\xff" * 4096), reseal(c)), f"{TENSORS} cannot be read"),
+    "header longer than the file": (
+        lambda c: ((c / TENSORS).write_bytes((1 << 60).to_bytes(8, "little") + b"{}"), reseal(c)),
+        f"{TENSORS} cannot be read"),
+    "block of another file": (lambda c: edit_block(c, file="elsewhere.safetensors"), "does not list"),
+    "block out of its tensor": (lambda c: edit_block(c, stop=10**6), "part 64:1000000"),
+    "block twice": (lambda c: edit_block(c, start=0, stop=64), "do not cover it once"),
+    "block of another shape": (lambda c: edit_block(c, shape=[256, 32]), "disagree on its shape"),
+    "block of a huge shape": (lambda c: edit_block(c, shape=[2**63, 32]), "shape must lie between"),
+    "one rank's index not listed": (
+        lambda c: edit_json(c / "manifest.json", lambda m: m["files"].pop("index-00001.json")), "do not cover it once"),
+    "progress negative": (lambda c: edit_state(c, lambda s: s["progress"].update(step=-1)), "step"),
+    "progress of another type": (lambda c: edit_state(c, lambda s: s["progress"].update(tokens="8")), "tokens"),
+    "configuration with an unknown key": (
+        lambda c: edit_state(c, lambda s: s["config"]["model"].update(layers=3)), "config.model.layers"),
+    "plan with a hole": (lambda c: edit_state(c, lambda s: s["plan"].update(runs=[])), "plan.runs is empty"),
+    "state with a key too many": (lambda c: edit_state(c, lambda s: s.update(extra=1)), "state.json must have"),
+}  # fmt: skip
+
+
+def read_everything(checkpoint: Path) -> None:
+    opened = Checkpoint(checkpoint)
+    opened.verify()
+    assert opened.progress.step == 4, "not the checkpoint that was damaged"
+    for key in opened.blocks:
+        opened.tensor(key)
+
+
+@pytest.mark.parametrize("kind", DAMAGE)
+def test_damage_is_refused_and_named(saved: Path, tmp_path: Path, kind: str) -> None:
+    shutil.copytree(saved, tmp_path / "checkpoints")
+    checkpoint = tmp_path / "checkpoints" / "step_000004"
+    read_everything(checkpoint)
+    damage, message = DAMAGE[kind]
+    damage(checkpoint)
+    with pytest.raises(ConfigError) as error:
+        read_everything(checkpoint)
+    text = str(error.value)
+    assert message in text, text
+    assert "\n" not in text, "more than one line"
+
+
+def test_the_message_names_a_checkpoint_to_go_on_from(saved: Path, tmp_path: Path) -> None:
+    shutil.copytree(saved, tmp_path / "checkpoints")
+    flip(tmp_path / "checkpoints" / "step_000004" / TENSORS, 5000)
+    with pytest.raises(ConfigError, match=r"step_000002 is complete; pass --checkpoint\.load=\S*step_000002"):
+        Checkpoint(tmp_path / "checkpoints" / "step_000004").verify()
+
+
+def test_a_step_without_a_manifest_is_not_the_latest(saved: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "checkpoints"
+    shutil.copytree(saved, folder)
+    shutil.copytree(folder / "step_000004", folder / "step_000006.writing")
+    (folder / "step_000004" / "manifest.json").unlink()
+    assert latest_checkpoint(folder) == folder / "step_000002"
+    remove_debris(folder)
+    assert sorted(p.name for p in folder.iterdir()) == ["step_000002", "step_000004"]
