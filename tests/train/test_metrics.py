@@ -86,11 +86,14 @@ def test_a_resume_leaves_each_step_once(tmp_path: Path, killed_after: int) -> No
 
 
 def test_a_new_run_in_an_old_directory_starts_a_new_history(tmp_path: Path) -> None:
-    write(tmp_path, 0, 6)
-    write(tmp_path, 0, 3)
+    for last in (6, 3):
+        with MetricsWriter(tmp_path, Progress(), tensorboard=False) as writer:
+            writer.evaluation(Progress(), 11.0)
+            for step in range(1, last + 1):
+                writer.step(metrics(step))
     steps, evaluations = read_metrics(tmp_path / FILE_NAME)
     assert [record["step"] for record in steps] == [1, 2, 3]
-    assert [record["step"] for record in evaluations] == [2]
+    assert [record["step"] for record in evaluations] == [0]
 
 
 def test_a_cut_last_line_is_left_out_at_every_byte(tmp_path: Path) -> None:

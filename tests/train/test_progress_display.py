@@ -115,6 +115,7 @@ def test_the_bar_ends_with_the_last_step_seen(monkeypatch: pytest.MonkeyPatch) -
     with ProgressDisplay(PLAN, Progress(), stream=stream) as display:
         for step in range(1, 8):  # faster than the bar is redrawn, and stopped before the end
             display.step(metrics(step))
+        assert "step 1/10" in stream.getvalue()
     assert "step 7/10" in stream.getvalue()
 
 
