@@ -100,14 +100,21 @@ def imports(module: Module, tree: Tree) -> list[Import]:
     found = []
     for node, at_import in _walk(module.tree, at_import=True):
         if isinstance(node, ast.Import):
-            found += [Import(alias.name, node.lineno, at_import) for alias in node.names]
+            targets = [_beside(module, alias.name, tree) for alias in node.names]
+            found += [Import(target, node.lineno, at_import) for target in targets]
         elif isinstance(node, ast.ImportFrom):
-            base = _absolute(module, node)
+            base = _beside(module, _absolute(module, node), tree)
             for alias in node.names:
                 full = f"{base}.{alias.name}"
                 is_module = full in tree or full in BRINGS_TORCH
                 found.append(Import(full if is_module else base, node.lineno, at_import))
     return found
+
+
+def _beside(module: Module, target: str, tree: Tree) -> str:
+    """A script finds the modules of its own folder by their bare names."""
+    sibling = f"{module.name.rpartition('.')[0]}.{target}"
+    return sibling if module.inside is None and sibling in tree else target
 
 
 def _absolute(module: Module, node: ast.ImportFrom) -> str:
@@ -142,14 +149,19 @@ def layers(tree: Tree) -> list[str]:
     for module in _product(tree):
         own = layer_of(module.name)
         if own is None:
-            faults.append(f"{module.path} has no layer: add it to LAYERS, or move it to a package that has one")
+            faults.append(f"{module.path} has no layer: add it to LAYERS, or move it to a package with one")
             continue
         for item in imports(module, tree):
-            if any(within(item.target, entry) for entry in ENTRY_POINTS):
+            if _is_foreign_entry_point(module, item.target):
                 faults.append(f"{module.path}:{item.line} imports the entry point {item.target}")
             elif within(item.target, PACKAGE) and not _goes_down(own, layer_of(item.target)):
                 faults.append(f"{module.path}:{item.line} (layer {own[1]}) must not import {item.target}")
     return faults
+
+
+def _is_foreign_entry_point(module: Module, target: str) -> bool:
+    own_example = within(module.name, "examples") and within(target, "examples")
+    return any(within(target, entry) for entry in ENTRY_POINTS) and not own_example
 
 
 def _goes_down(own: tuple[str, int], target: tuple[str, int] | None) -> bool:

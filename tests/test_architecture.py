@@ -29,6 +29,8 @@ BAD: list[tuple[Rule, dict[str, str], str]] = [
     ),
     (rules.layers, {"megatron_slw/train/a.py": "import tools.preprocess_data"}, "entry point"),
     (rules.layers, {"tools/a.py": "from pretrain_gpt import main"}, "entry point pretrain_gpt"),
+    (rules.layers, {"examples/a.py": "from tools.evaluate import main"}, "entry point tools.evaluate"),
+    (rules.layers, {"tools/a.py": "import b", "tools/b.py": ""}, "entry point tools.b"),
     (rules.layers, {"megatron_slw/utils.py": ""}, "has no layer"),
     (
         rules.testing_is_for_tests,
@@ -120,6 +122,10 @@ GOOD: list[tuple[Rule, dict[str, str]]] = [
         {"megatron_slw/growth/moments.py": "from . import operators", "megatron_slw/growth/operators.py": ""},
     ),
     (rules.layers, {"pretrain_gpt.py": "from megatron_slw.train.job import run"}),
+    (
+        rules.layers,
+        {"examples/a/run.py": "from examples.a import corpus\nimport corpus", "examples/a/corpus.py": ""},
+    ),
     (rules.testing_is_for_tests, {"benchmarks/a.py": "from megatron_slw.testing import tiny_config"}),
     (rules.deepspeed_in_few_files, {"megatron_slw/train/engine_state.py": "import deepspeed"}),
     (rules.environment_in_one_file, {"megatron_slw/parallel/groups.py": "import os\nx = os.environ"}),

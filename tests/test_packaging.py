@@ -35,7 +35,7 @@ def test_every_imported_package_is_declared() -> None:
     tree = read_tree(ROOT)
     product = [m for m in tree.values() if not m.name.startswith("benchmarks")]
     imported = {(item.target.split(".")[0], m.path) for m in product for item in imports(m, tree)}
-    known = set(sys.stdlib_module_names) | {PACKAGE, "__future__"} | set(declared())
+    known = set(sys.stdlib_module_names) | {PACKAGE, "examples"} | set(declared())
     known |= {Requirement(r).name for extra in PROJECT["optional-dependencies"].values() for r in extra}
     assert not (unknown := {(name, path) for name, path in imported if name not in known}), unknown
 
