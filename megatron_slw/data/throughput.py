@@ -1,0 +1,78 @@
+"""How far preprocessing is: a bar on a terminal, a line every few seconds elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from types import TracebackType
+from typing import TextIO
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn
+
+from megatron_slw.data.preprocess import Counts
+from megatron_slw.data.sidecar import Sidecar
+
+_LINE_SECONDS = 10.0
+
+
+class ThroughputReport:
+    """A context manager; call it with the counts after each piece."""
+
+    def __init__(self, stream: TextIO = sys.stderr) -> None:
+        self._stream = stream
+        self._next_line = time.monotonic() + _LINE_SECONDS
+        self._bar: Progress | None = None
+        if stream.isatty():
+            columns = (
+                BarColumn(None),
+                TextColumn("{task.percentage:3.0f} %"),
+                TextColumn("{task.description}"),
+            )
+            self._bar = Progress(*columns, console=Console(file=stream), expand=True)
+            self._task = self._bar.add_task("")
+
+    def __enter__(self) -> ThroughputReport:
+        if self._bar is not None:
+            self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def __call__(self, counts: Counts) -> None:
+        if self._bar is not None:
+            text = throughput(counts)
+            self._bar.update(
+                self._task, completed=counts.read_bytes, total=counts.total_bytes, description=text
+            )
+        elif time.monotonic() >= self._next_line:
+            self._next_line += _LINE_SECONDS
+            done = 100 * counts.read_bytes // max(counts.total_bytes, 1)
+            print(f"{done} % | {throughput(counts)}", file=self._stream, flush=True)
+
+
+def throughput(counts: Counts) -> str:
+    """`601 documents  4.1 MB/s  1.02 Mtok/s  0:12 left`."""
+    seconds = max(time.monotonic() - counts.start, 1e-9)
+    left = round(seconds * (counts.total_bytes / max(counts.read_bytes, 1) - 1))
+    return (
+        f"{counts.documents:,} documents  {counts.read_bytes / seconds / 1e6:.1f} MB/s  "
+        f"{counts.tokens / seconds / 1e6:.2f} Mtok/s  {left // 60}:{left % 60:02} left"
+    )
+
+
+def summary(prefix: str, sidecar: Sidecar, seconds: float) -> str:
+    """The line that closes preprocessing, about the dataset at `prefix`."""
+    text_bytes = sidecar.text_bytes or 0
+    line = (
+        f"{prefix}  {sidecar.documents:,} documents  {sidecar.tokens:,} tokens  "
+        f"{text_bytes / 1e6:.1f} MB of text  {text_bytes / max(sidecar.tokens, 1):.2f} bytes/token  {seconds:.1f} s  "
+        f"{sidecar.tokens / max(seconds, 1e-9) / 1e6:.2f} Mtok/s"
+    )
+    if sidecar.empty_documents:
+        line += f"  ({sidecar.empty_documents:,} empty documents left out)"
+    return line
