@@ -70,8 +70,8 @@ def summary(prefix: str, sidecar: Sidecar, seconds: float) -> str:
     text_bytes = sidecar.text_bytes or 0
     line = (
         f"{prefix}  {sidecar.documents:,} documents  {sidecar.tokens:,} tokens  "
-        f"{text_bytes / 1e6:.1f} MB of text  {text_bytes / max(sidecar.tokens, 1):.2f} bytes/token  {seconds:.1f} s  "
-        f"{sidecar.tokens / max(seconds, 1e-9) / 1e6:.2f} Mtok/s"
+        f"{text_bytes / 1e6:.1f} MB of text  {text_bytes / max(sidecar.tokens, 1):.2f} bytes/token  "
+        f"{seconds:.1f} s  {sidecar.tokens / max(seconds, 1e-9) / 1e6:.2f} Mtok/s"
     )
     if sidecar.empty_documents:
         line += f"  ({sidecar.empty_documents:,} empty documents left out)"
