@@ -124,7 +124,8 @@ class Engine:
         self._seed(step.step)
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
-        micros = list(self._micro_batches(blocks, self.config.micro_batch_size, step.tokens))
+        labels = step.tokens if blocks.loss_mask_BT is None else self._count_labels(blocks.loss_mask_BT)
+        micros = list(self._micro_batches(blocks, self.config.micro_batch_size, labels))
         if self.groups.pp_size > 1:
             self._reset_shapes(step.seq_len)
             loss = float(self.ds.train_batch(iter(micros)))
@@ -132,7 +133,7 @@ class Engine:
             loss = self._accumulate(micros)
         applied = bool(self.ds.was_step_applied()) if self.config.zero_stage else True
         if not applied and self.config.precision != "fp16":
-            raise NonFiniteError(self._describe("the gradient norm is not finite", self.groups.dp_rank))
+            raise NonFiniteError(self._describe("the gradient norm is not finite"))
         norm = self._grad_norm if self.config.zero_stage == 0 else float(self.ds.get_global_grad_norm() or 0.0)
         return StepResult(loss, norm, applied)
 
@@ -191,6 +192,11 @@ class Engine:
                 weights *= torch.from_numpy(blocks.loss_mask_BT[first : first + rows]).to(self.groups.device)
             yield tokens, (targets, weights)
 
+    def _count_labels(self, mask_BT: np.ndarray) -> int:
+        count = torch.tensor(int(mask_BT.sum()), device=self.groups.device)
+        dist.all_reduce(count, group=self.groups.dp_group)
+        return max(1, int(count))
+
     def _to_device(self, ids: np.ndarray) -> Tensor:
         # uint16 travels as int32: half of int64's bytes over PCIe, and torch indexes no uint16 tensors
         return torch.from_numpy(ids.astype(np.int32)).to(self.groups.device).long()
@@ -227,15 +233,17 @@ class Engine:
         norm = clip_by_global_norm(self.ds.module, self.config.gradient_clipping, self.groups)
         self._grad_norm = norm
         if not math.isfinite(norm):
-            raise NonFiniteError(self._describe(f"the gradient norm is {norm}", self.groups.dp_rank))
+            raise NonFiniteError(self._describe("the gradient norm is not finite"))
 
-    def _describe(self, what: str, replica: int) -> str:
+    def _describe(self, what: str, replica: int | None = None) -> str:
+        """The sentence for a step that was refused; a summed gradient no longer tells which replica spoilt it."""
         step = self._current
         if step is None:
             raise RuntimeError("no step has begun")
-        share = step.rows // self.groups.dp_size
-        first = step.samples_before + replica * share
+        share = step.rows if replica is None else step.rows // self.groups.dp_size
+        first = step.samples_before + (replica or 0) * share
+        who = "" if replica is None else f"data-parallel rank {replica}, "
         return (
-            f"step {step.step}: {what} (data-parallel rank {replica}, samples {first} to {first + share - 1}, length "
-            f"{step.seq_len}). The weights are those before the step; lower optimizer.params.lr, or look at the data."
+            f"step {step.step}: {what} ({who}samples {first} to {first + share - 1}, length {step.seq_len}). The "
+            "weights are those before the step; lower optimizer.params.lr, or look at the data."
         )
