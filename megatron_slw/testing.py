@@ -12,6 +12,7 @@ import copy
 import multiprocessing as mp
 import queue
 import tempfile
+import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -109,11 +110,17 @@ class WorkerPool:
         return [results[rank] for rank in range(world)]
 
     def _next_result(self, missing: int) -> tuple[int, Any]:
-        try:
-            rank, ok, value = self._outbox.get(timeout=TIMEOUT_S)
-        except queue.Empty:
-            self.close()
-            raise WorkerFailed(f"{missing} ranks did not answer within {TIMEOUT_S} s") from None
+        deadline = time.monotonic() + TIMEOUT_S
+        while True:
+            try:
+                rank, ok, value = self._outbox.get(timeout=1.0)
+                break
+            except queue.Empty:
+                dead = [i for i, process in enumerate(self._processes) if not process.is_alive()]
+                if dead or time.monotonic() > deadline:
+                    self.close()
+                    why = f"ranks {dead} died" if dead else f"{missing} ranks did not answer within {TIMEOUT_S} s"
+                    raise WorkerFailed(why) from None
         if not ok:
             raise WorkerFailed(f"rank {rank}:\n{value}" + self._other_failures(missing - 1))
         return rank, value
