@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import fcntl
 import gc
 import json
+import os
 import re
 import struct
 from collections.abc import Callable
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 import pytest
@@ -302,6 +305,58 @@ def test_what_a_killed_writer_left_is_overwritten_and_two_writers_are_refused(tm
         writer.add_document(np.array([3], UINT16))
         writer.finish()
     assert IndexedDataset(tmp_path / "d").tokens.tolist() == [3]
+
+
+def test_a_writer_that_is_done_does_not_touch_the_next_ones_file(tmp_path: Path) -> None:
+    with IndexedDatasetWriter(tmp_path / "d", UINT16) as first:
+        first.finish()
+        second = IndexedDatasetWriter(tmp_path / "d", UINT16)
+    second.add_document(np.array([4], UINT16))
+    second.finish()
+    assert IndexedDataset(tmp_path / "d").tokens.tolist() == [4]
+
+
+@pytest.mark.parametrize("third_writer", [False, True])
+def test_a_temporary_file_that_became_the_dataset_is_not_emptied(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, third_writer: bool
+) -> None:
+    """Its writer may finish between this one's open and its lock: what was opened is then the real .bin."""
+    first = IndexedDatasetWriter(tmp_path / "d", UINT16)
+    first.add_document(np.array([4], UINT16))
+
+    def finish_then_lock(file: IO[bytes], operation: int) -> None:
+        monkeypatch.undo()
+        first.finish()
+        if third_writer:
+            (tmp_path / "d.bin.partial").write_bytes(b"of a third writer")
+
+    monkeypatch.setattr(fcntl, "flock", finish_then_lock)
+    with pytest.raises(ConfigError, match="is being written by another process"):
+        IndexedDatasetWriter(tmp_path / "d", UINT16)
+    assert IndexedDataset(tmp_path / "d").tokens.tolist() == [4]
+
+
+@pytest.mark.parametrize("renamed", [0, 1, 2])
+def test_a_writer_stopped_between_renames_leaves_no_mixture(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, renamed: int
+) -> None:
+    """Old and new have equal sizes: nothing but the missing index can tell that the files do not match."""
+    write_dataset(tmp_path / "d", DOCUMENTS)
+    calls: list[str] = []
+    real = os.replace
+
+    def replace_some(source: Path, target: Path) -> None:
+        calls.append(target.name)
+        if len(calls) > renamed:
+            raise OSError("stopped here")
+        real(source, target)
+
+    monkeypatch.setattr(os, "replace", replace_some)
+    with pytest.raises(OSError, match="stopped here"):
+        write_dataset(tmp_path / "d", [document[::-1] for document in DOCUMENTS])
+    assert not list(tmp_path.glob("*.partial"))
+    with pytest.raises(ConfigError, match=r"d\.idx does not exist"):
+        IndexedDataset(tmp_path / "d")
 
 
 def test_the_writer_refuses_what_does_not_fit(tmp_path: Path) -> None:

@@ -64,10 +64,19 @@ def test_the_order_is_spread_evenly() -> None:
     assert steps.max() < 10  # neighbors are not mapped to neighbors, nor to any other fixed distance
 
 
-def test_all_orders_of_four_are_equally_likely() -> None:
-    counts = Counter(tuple(order(4, epoch=epoch)) for epoch in range(4_800))
-    assert len(counts) == 24
-    assert all(140 < count < 260 for count in counts.values())  # 200 expected, standard deviation 14
+def test_all_orders_of_five_are_equally_likely() -> None:
+    counts = Counter(tuple(order(5, epoch=epoch)) for epoch in range(6_000))
+    assert len(counts) == 120
+    assert sum((count - 50) ** 2 / 50 for count in counts.values()) < 195  # chi-square: 119 expected, sd 15
+
+
+@pytest.mark.parametrize("size", [4_096, 8_192])
+def test_no_bit_of_an_index_shows_in_its_image(size: int) -> None:
+    """The halves of the network are of equal size in one case and differ by a bit in the other."""
+    bits = np.arange((size - 1).bit_length())
+    index_bits = 1 - 2 * (np.arange(size)[:, None] >> bits & 1)
+    image_bits = 1 - 2 * (order(size)[:, None] >> bits & 1)
+    assert np.abs(index_bits.T @ image_bits).max() < 5 * np.sqrt(size)
 
 
 def test_the_order_is_pinned() -> None:
