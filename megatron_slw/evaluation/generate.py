@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 import torch
 from torch import Tensor, nn
+
+from megatron_slw.config.schema import ModelConfig
+from megatron_slw.data.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)
@@ -92,3 +96,24 @@ def stream_tokens(
             return
         ids.append(token)
         yield token
+
+
+def generate_text(
+    model: nn.Module, config: ModelConfig, tokenizer: Tokenizer, prompt: str, tokens: int, sampling: Sampling
+) -> str:
+    """What the model writes after `prompt`: at most `tokens` tokens, up to the end of the document.
+
+    The prompt stands at the beginning of a document, as after the end-of-document token in training. A
+    character that was cut in the middle of its bytes becomes U+FFFD.
+
+    Raises:
+        ValueError: there is no prompt and the tokenizer has no end-of-document token to begin after.
+    """
+    if config.vocab_size is None:
+        raise ValueError("generation needs model.vocab_size: fill it from the dataset first")
+    eod = tokenizer.info.eod_id
+    ids = ([] if eod is None else [eod]) + tokenizer.encode_batch([prompt])[0]
+    stream = stream_tokens(
+        model, ids, vocab_size=config.vocab_size, length=config.seq_length, sampling=sampling, stop_id=eod
+    )
+    return tokenizer.decode(list(islice(stream, tokens)))

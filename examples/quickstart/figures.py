@@ -1,0 +1,95 @@
+"""What came out: held-out bits per byte beside gzip's, samples, and how fast the training went."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from megatron_slw.config.errors import ConfigError
+from megatron_slw.data.indexed import IndexedDataset
+from megatron_slw.evaluation.baselines import gzip_bits_per_byte, unigram_bits_per_byte
+from megatron_slw.train.metrics import read_metrics
+
+FORMULA = (
+    "-log p of every held-out token (those that end documents too) in nats / ln 2 / UTF-8 bytes of the text"
+)
+SAMPLE_TOKENS = 100
+SAMPLE_PROMPTS = ('"""', "import ", "class ")
+
+
+def training_figures(metrics: Path) -> dict[str, Any]:
+    """Steps, tokens, speed and losses of a finished run."""
+    steps, evaluations = read_metrics(metrics)
+    seconds = sum(record["step_time_s"] for record in steps)
+    resumed = [record["step"] - 1 for record in steps if record.get("resumed")]
+    return {
+        "steps": len(steps),
+        "tokens": steps[-1]["tokens"],
+        "tokens_per_s": round(steps[-1]["tokens"] / seconds, 1),
+        "train_s": round(seconds, 1),
+        "resumed_at_step": resumed[0] if resumed else None,
+        "resumed_at_steps": resumed,
+        "val_loss": evaluations[-1]["val_loss"] if evaluations else None,
+    }
+
+
+def held_out_figures(checkpoint: Path, dataset: Path, texts: Sequence[str]) -> dict[str, Any]:
+    """Bits per byte of all held-out text: under the model at full length, by gzip -9, and by single bytes.
+
+    Args:
+        checkpoint: the model.
+        dataset: prefix of the held-out documents' tokens, each document with its end-of-document token.
+        texts: the same documents.
+
+    Raises:
+        ConfigError: the dataset is not of these documents.
+    """
+    from megatron_slw.checkpoint.inference import load_model  # torch: seconds that the other steps save
+    from megatron_slw.evaluation.perplexity import bits_per_byte, score_stream
+
+    tokens = IndexedDataset(dataset)
+    joined = "".join(texts).encode()
+    sidecar = tokens.sidecar
+    if sidecar is None or sidecar.tokenizer is None or sidecar.text_bytes != len(joined):
+        raise ConfigError(
+            f"{dataset} is not of the {len(joined):,} bytes that were held out. Remove its folder."
+        )
+    loaded = load_model(checkpoint)
+    # Training saw an end-of-document token before each document; here it is the first one's context.
+    stream = np.concatenate([[sidecar.tokenizer.eod_id], tokens.tokens])
+    model = loaded.config.model
+    score = score_stream(
+        loaded.model, stream, vocab_size=sidecar.tokenizer.vocab_size, length=model.seq_length
+    )
+    return {
+        "val_bits_per_byte": round(bits_per_byte(score.nats, len(joined)), 4),
+        "gzip_bits_per_byte": round(gzip_bits_per_byte(joined), 4),
+        "unigram_bits_per_byte": round(unigram_bits_per_byte(joined), 4),
+        "held_out_bytes": len(joined),
+        "held_out_tokens": score.labels,
+        "held_out_loss": round(score.loss, 4),
+        "bits_per_byte_is": FORMULA,
+    }
+
+
+def write_samples(checkpoint: Path, dataset: Path, prompts: Sequence[str]) -> list[str]:
+    """One text for each prompt, prompt included: temperature 0.8, top-k 50."""
+    from megatron_slw.checkpoint.inference import load_model
+    from megatron_slw.evaluation.generate import Sampling, generate_text
+    from megatron_slw.evaluation.text import dataset_tokenizer
+
+    loaded = load_model(checkpoint, verify=False)
+    tokenizer = dataset_tokenizer(dataset)
+    sampling = Sampling(temperature=0.8, top_k=50, seed=1)
+    return [
+        prompt + generate_text(loaded.model, loaded.config.model, tokenizer, prompt, SAMPLE_TOKENS, sampling)
+        for prompt in prompts
+    ]
+
+
+def first_words(text: str, words: int = 4, characters: int = 40) -> str:
+    """The beginning of a text, as a prompt."""
+    return " ".join(text.split()[:words])[:characters]

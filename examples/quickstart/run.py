@@ -1,0 +1,83 @@
+"""From nothing to a trained GPT on two CPU cores: text, tokenizer, dataset, pretraining, evaluation, report.
+
+    python examples/quickstart/run.py [--corpus my.jsonl]
+
+A step is left alone if it is done and nothing it depends on has changed, so the same command goes on after an
+interruption.
+"""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from types import FrameType
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # a checkout need not be installed
+
+from pipeline import CommandFailed, Quickstart, Settings
+from training import TrainingFailed
+
+from megatron_slw.config.errors import ConfigError
+
+INTERRUPTED = 130
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line `argv`; return 0, 1 (a step failed), 2 (wrong input) or 130 (interrupted)."""
+    args = parser().parse_args(argv)
+    name = "quickstart" if args.corpus is None else f"quickstart-{args.corpus.name.split('.')[0]}"
+    settings = Settings(
+        corpus=args.corpus,
+        data=args.data or Path("data") / name,
+        run=args.out or Path("runs") / name,
+        config=args.ds_config,
+        overrides=tuple(args.override),
+        vocab_size=args.vocab_size,
+    )
+    previous = signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        Quickstart(settings).run()
+    except ConfigError as error:
+        print(error, file=sys.stderr)
+        return 2
+    except (CommandFailed, TrainingFailed) as error:
+        print(error, file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("\ninterrupted; the same command goes on from here", file=sys.stderr)
+        return INTERRUPTED
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+    return 0
+
+
+def _interrupt(number: int, _: FrameType | None) -> None:
+    raise KeyboardInterrupt(signal.Signals(number).name)
+
+
+def parser() -> argparse.ArgumentParser:
+    """The flags."""
+    result = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    add = result.add_argument
+    add("--corpus", type=Path, metavar="FILE", help='your own text: .jsonl, {"text": ...} a line')
+    add("--out", type=Path, metavar="DIR", help="run directory (default: runs/quickstart)")
+    add("--data", type=Path, metavar="DIR", help="where the datasets go (default: data/quickstart)")
+    add(
+        "--ds-config",
+        type=Path,
+        default=Path(__file__).with_name("ds_slw.json"),
+        metavar="FILE",
+        help="what is trained (default: ds_slw.json beside this file)",
+    )
+    add("--vocab-size", type=int, default=8192, help="pieces of the tokenizer (default: 8192)")
+    add("--override", action="append", default=[], metavar="--SECTION.KEY=VALUE", help="for pretrain_gpt.py")
+    return result
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

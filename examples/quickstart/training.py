@@ -1,0 +1,179 @@
+"""Pretraining by the real launcher, stopped once half-way and resumed, and taken up again after a kill."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+from stamps import write_json
+
+from megatron_slw.checkpoint.format import latest_checkpoint, step_folder
+from megatron_slw.config.json_file import read_json
+from megatron_slw.train.metrics import FILE_NAME, read_metrics
+
+ROOT = Path(__file__).resolve().parents[2]
+RANKS = 2
+POLL_S = 0.2
+SAVE_S = 120.0  # until ranks that were asked to save and leave are killed
+SCRIPT = "pretrain_gpt.py"
+SESSION_FILE = "launcher.json"
+
+
+class TrainingFailed(RuntimeError):
+    """The launcher ended with an error, or without the checkpoint that was asked for."""
+
+
+@dataclass(frozen=True)
+class Training:
+    """One run of pretrain_gpt.py under the launcher."""
+
+    config: Path
+    overrides: tuple[str, ...]
+    run: Path
+    """The run directory, logging.directory of the configuration."""
+    total_steps: int
+
+    @property
+    def shown_command(self) -> str:
+        """What a user would type."""
+        name = os.path.relpath(self.config)
+        return " ".join(["deepspeed", "--num_gpus", str(RANKS), SCRIPT, "--ds-config", name, *self.overrides])
+
+    @property
+    def command(self) -> list[str]:
+        """What is started: on CPUs whatever the machine has, one thread a rank, on a port that is free."""
+        deepspeed = Path(sys.executable).with_name("deepspeed")
+        settings = ["OMP_NUM_THREADS=1", "CUDA_VISIBLE_DEVICES=", "DS_ACCELERATOR=cpu"]
+        launcher = [str(deepspeed), "--num_gpus", str(RANKS), "--master_port", str(_free_port())]
+        quiet = ["--quiet", "--log_level", "error"]
+        job = [str(ROOT / SCRIPT), "--ds-config", str(self.config), *self.overrides]
+        return ["env", *settings, sys.executable, *launcher, *quiet, *job]
+
+    @property
+    def final_checkpoint(self) -> Path:
+        """Where the trained model lies in the end."""
+        return step_folder(self.run / "checkpoints", self.total_steps)
+
+    @property
+    def saved_step(self) -> int:
+        """Steps done in the newest complete checkpoint; 0 without one."""
+        newest = latest_checkpoint(self.run / "checkpoints")
+        return int(newest.name.removeprefix("step_")) if newest else 0
+
+
+def train(training: Training, say: Callable[[str], None]) -> None:
+    """Train what is left; on the way to the end, stop and resume at the half if that was not reached yet.
+
+    Raises:
+        TrainingFailed: the run ended early by itself; what it printed says why.
+    """
+    stop_leftovers(training.run)
+    half = training.total_steps // 2
+    if training.saved_step:
+        say(f"an earlier run got to step {training.saved_step}; it goes on from there")
+    if training.saved_step < half:
+        launch(training, stop_at=half)
+        if training.saved_step < training.total_steps:
+            say(f"stopped on purpose at step {training.saved_step}: SIGTERM, saved, left. Now resumed:")
+    if training.saved_step < training.total_steps:
+        launch(training, stop_at=None)
+
+
+def launch(training: Training, stop_at: int | None) -> None:
+    """Run the launcher to its end, asking the ranks to save and leave once `stop_at` steps are done.
+
+    Raises:
+        TrainingFailed: the exit status is not 0, or no checkpoint came of it.
+    """
+    before = training.saved_step
+    process = subprocess.Popen(training.command, stdin=subprocess.DEVNULL, start_new_session=True)
+    write_json(training.run / SESSION_FILE, {"session": process.pid})
+    stopping = False
+    try:
+        while process.poll() is None:
+            if stop_at is not None and not stopping and last_step(training.run) >= stop_at:
+                stopping = True
+                ask_to_stop(ranks(process.pid))
+            time.sleep(POLL_S)
+    except BaseException:  # Ctrl-C, SIGTERM: nothing is left running
+        end_session(process.pid)
+        raise
+    if process.returncode != 0:
+        raise TrainingFailed(f"pretraining ended with status {process.returncode}; what it printed says why.")
+    if training.saved_step <= before:
+        raise TrainingFailed(f"pretraining ended without a checkpoint in {training.run / 'checkpoints'}.")
+
+
+def last_step(run: Path) -> int:
+    """The newest step in the run's metrics; 0 before the first."""
+    path = run / FILE_NAME
+    steps = read_metrics(path)[0] if path.is_file() else []
+    return int(steps[-1]["step"]) if steps else 0
+
+
+def stop_leftovers(run: Path) -> None:
+    """End ranks that outlived an earlier quickstart: two jobs must not write one directory."""
+    path = run / SESSION_FILE
+    if path.is_file():
+        end_session(int(read_json(path)["session"]))
+
+
+def end_session(session: int) -> None:
+    """Ask the ranks of a session to save and leave; kill what is still there after SAVE_S."""
+    ask_to_stop(ranks(session))
+    _, alive = psutil.wait_procs(members(session), timeout=SAVE_S)
+    for process in alive:
+        process.kill()
+    psutil.wait_procs(alive)
+
+
+def ask_to_stop(processes: Sequence[psutil.Process]) -> None:
+    """SIGTERM to each; the ranks agree, save the step they are at, and leave with status 0."""
+    for process in processes:
+        try:
+            process.send_signal(signal.SIGTERM)
+        except psutil.NoSuchProcess:
+            pass
+
+
+def ranks(session: int) -> list[psutil.Process]:
+    """The training processes of a launcher's session."""
+    return [
+        process
+        for process in members(session)
+        if any(argument.startswith("--local_rank=") for argument in _arguments(process))
+    ]
+
+
+def members(session: int) -> list[psutil.Process]:
+    """The launcher's processes and the ranks. No other session gets this number while one is left."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            is_member = os.getsid(process.pid) == session
+            if is_member and any(argument.endswith(SCRIPT) for argument in _arguments(process)):
+                found.append(process)
+        except ProcessLookupError:
+            pass
+    return found
+
+
+def _arguments(process: psutil.Process) -> list[str]:
+    try:
+        return process.cmdline()
+    except psutil.Error:  # it ended, or is somebody else's
+        return []
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

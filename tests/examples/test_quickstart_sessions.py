@@ -1,0 +1,65 @@
+"""Stopping what the launcher started: the ranks alone get the signal, and nothing is left behind."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import training
+from stamps import write_json
+
+LAUNCHER = r"""
+import subprocess, sys
+rank = "import os, signal, sys; signal.signal(signal.SIGTERM, lambda *_: sys.exit(0)); "
+rank += r"os.write(1, b'up\n'); signal.pause()"  # one write: lines of two processes do not mix
+command = [sys.executable, "-c", rank, "pretrain_gpt.py"]
+ranks = [subprocess.Popen([*command, f"--local_rank={i}"]) for i in range(2)]
+sys.exit(max(rank.wait() for rank in ranks))
+"""
+
+
+@pytest.fixture
+def launcher() -> Iterator[subprocess.Popen[str]]:
+    """A process that starts two others and waits, all in a session of their own."""
+    command = [sys.executable, "-c", LAUNCHER, "pretrain_gpt.py"]
+    process = subprocess.Popen(command, start_new_session=True, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    try:
+        assert [process.stdout.readline() for _ in range(2)] == ["up\n", "up\n"]
+        yield process
+    finally:
+        for member in training.members(process.pid):
+            member.kill()
+        process.stdout.close()
+        process.wait()
+
+
+def test_ranks_are_told_from_the_launcher(launcher: subprocess.Popen[str]) -> None:
+    assert len(training.ranks(launcher.pid)) == 2
+    assert len(training.members(launcher.pid)) == 3
+    training.ask_to_stop(training.ranks(launcher.pid))
+    assert launcher.wait(timeout=60) == 0  # it ended by itself, as its ranks did
+
+
+def test_session_ends_with_its_launcher_killed(launcher: subprocess.Popen[str]) -> None:
+    launcher.kill()
+    launcher.wait()
+    assert len(training.ranks(launcher.pid)) == 2, "the orphans keep their session"
+    training.end_session(launcher.pid)
+    assert training.members(launcher.pid) == []
+
+
+def test_leftovers_of_a_run_directory(launcher: subprocess.Popen[str], tmp_path: Path) -> None:
+    training.stop_leftovers(tmp_path)
+    assert len(training.ranks(launcher.pid)) == 2
+    write_json(tmp_path / training.SESSION_FILE, {"session": launcher.pid})
+    training.stop_leftovers(tmp_path)
+    assert training.ranks(launcher.pid) == []
+
+
+def test_session_of_nobody() -> None:
+    assert training.members(2**22 + 1) == []
+    training.end_session(2**22 + 1)
