@@ -183,6 +183,10 @@ def read_zero_stage(tree: dict[str, Any]) -> int:
                 f"{path}.{name} is not supported: the checkpoint could not follow it. Remove it."
             )
     require_known(block, (*ZERO_KEYS, *ZERO_REFUSED), path)
+    for name in ("reduce_bucket_size", "stage3_max_live_parameters"):  # read by the memory estimate
+        size = block.get(name, 1)
+        if isinstance(size, bool) or not isinstance(size, int | float) or size < 1:
+            raise ConfigError(f"{path}.{name} must be a number of at least 1, not {show(size)}.")
     stage = block.get("stage", 0)
     if isinstance(stage, bool) or not isinstance(stage, int) or not 0 <= stage <= 3:
         raise ConfigError(f"{path}.stage must be 0, 1, 2 or 3, not {show(stage)}.")

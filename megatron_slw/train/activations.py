@@ -51,8 +51,10 @@ def layer_table(config: RunConfig, rows: int, length: int, device: str) -> dict[
     if model.hidden_dropout > 0.0:
         table["dropout.masks"] = 2 * dropout_mask(config, rows, length, device)
     if unfused_attention(config, device):
-        # softmax output, dropout factors, their product: H x T numbers for each token
-        table["attention.scores"] = 3 * heads * length * item
+        # Softmax output, dropout factors, their product: H x T numbers for each token. PyTorch computes them,
+        # and copies query, key and value for them, in fp32.
+        table["attention.scores"] = 3 * heads * length * FP32
+        table["attention.query_key_value"] = 3 * whole // tensor // item * FP32
     else:
         table["attention.normalizer"] = heads * FP32
     return table
@@ -92,7 +94,7 @@ def layer_working(config: RunConfig, rows: int, length: int, device: str) -> int
     feed_forward = rows * length * model.ffn_size // tensor * item
     if not unfused_attention(config, device):
         return shard + feed_forward
-    scores = rows * length * length * model.num_attention_heads // tensor * item
+    scores = rows * length * length * model.num_attention_heads // tensor * FP32
     freed = 2 * feed_forward + 2 * shard
     return shard + max(feed_forward, 2 * scores - freed)
 
@@ -108,6 +110,12 @@ def head_saved(config: RunConfig, rows: int, length: int) -> int:
     """Bytes that the final LayerNorm and the output layer keep: the input of each."""
     whole = rows * length * config.model.hidden_size * ITEM_BYTES[config.precision]
     return layer_input(config, rows, length) + whole + 2 * FP32 * rows * length
+
+
+def logits(config: RunConfig, rows: int, length: int) -> int:
+    """Bytes of this rank's columns of the logits."""
+    columns = config.model.padded_vocab_size // config.parallel.tensor
+    return rows * length * columns * ITEM_BYTES[config.precision]
 
 
 def head_peak(config: RunConfig, rows: int, length: int) -> int:

@@ -152,11 +152,8 @@ def _gradients(config: RunConfig, count: int) -> tuple[int, int]:
     item, accumulated = act.ITEM_BYTES[config.precision], _accumulated_bytes(config)
     if config.zero_stage >= 2:
         return accumulated * _share(config, count), 0
-    if config.zero_stage == 1 and accumulated > item:
-        return (
-            accumulated * count,
-            item * count,
-        )  # fp32 sums are allocated for good; a micro-batch adds its own
+    if _sums_in_fp32(config):  # a micro-batch's own gradients come on top of the sums
+        return accumulated * count, item * count
     if config.gradient_accumulation_steps > 1:
         return item * count, 0
     return 0, item * count
@@ -181,18 +178,28 @@ def _optimizer(config: RunConfig, count: int) -> int:
 def _update(config: RunConfig, count: int, device: str) -> int:
     """Temporaries between backward and update, and of the update itself, which come one after the other.
 
-    DeepSpeed flattens the gradients to average them, or to hand ZeRO's optimizer an fp32 copy; torch's Adam
-    has two temporaries of the size of a parameter where it is not fused, which is on a CPU.
+    DeepSpeed flattens the gradients to average them, bucket by bucket, or to hand ZeRO's optimizer an fp32
+    copy; torch's Adam has two temporaries of the size of a parameter where it is not fused, which is on a
+    CPU.
     """
     share, model = _share(config, count), config.model
+    bucket, item = min(count, ZERO_BUCKET), act.ITEM_BYTES[config.precision]
+    updated = share
     if config.zero_stage == 0:
-        flat = FP32 * min(count, ZERO_BUCKET)
+        flat = FP32 * bucket
         updated = max(model.padded_vocab_size, model.ffn_size) // config.parallel.tensor * model.hidden_size
+    elif _sums_in_fp32(config):
+        flat = (FP32 + item) * bucket  # averaged in the model's type
     else:
-        flat = 0 if config.zero_stage == 1 and _accumulated_bytes(config) == FP32 else FP32 * share
-        updated = share
+        flat = FP32 * share
     adam = 2 * FP32 * updated if device == "cpu" and config.optimizer.type != "SGD" else 0
-    return max(flat, adam) if config.zero_stage == 0 else flat + adam
+    separate = config.zero_stage == 0 or _sums_in_fp32(config)
+    return max(flat, adam) if separate else flat + adam
+
+
+def _sums_in_fp32(config: RunConfig) -> bool:
+    """Whether DeepSpeed's BF16_Optimizer runs: ZeRO 1 with gradients summed in fp32, allocated for good."""
+    return config.zero_stage == 1 and _accumulated_bytes(config) > act.ITEM_BYTES[config.precision]
 
 
 def _buffers(config: RunConfig, count: int, seq_len: int, device: str) -> int:
@@ -200,8 +207,7 @@ def _buffers(config: RunConfig, count: int, seq_len: int, device: str) -> int:
     zero = config.deepspeed.get("zero_optimization", {})
     inputs = act.INPUT_BYTES * config.train_batch_size // config.data_parallel_size * seq_len
     item = act.ITEM_BYTES[config.precision]
-    summed_in_place = config.zero_stage == 1 and _accumulated_bytes(config) > item
-    if config.zero_stage == 0 or summed_in_place or not zero.get("contiguous_gradients", True):
+    if config.zero_stage == 0 or _sums_in_fp32(config) or not zero.get("contiguous_gradients", True):
         return inputs
     bucket = int(zero.get("reduce_bucket_size", ZERO_BUCKET))
     if device == "cpu":
@@ -210,23 +216,29 @@ def _buffers(config: RunConfig, count: int, seq_len: int, device: str) -> int:
 
 
 def _activations(config: RunConfig, stage: int, seq_len: int, device: str) -> tuple[int, int, int, int]:
-    """What the micro-batches in flight keep; what the head keeps and its peak; what a layer's backward adds."""
+    """What the micro-batches in flight keep; what the head keeps; the head's peak; a layer's backward."""
     stages, rows = config.parallel.pipeline, config.micro_batch_size
+    micro_batches = config.gradient_accumulation_steps
     layers = layers_per_stage(config.model.num_layers, stages)[stage]
     whole_layer = sum(act.layer_table(config, rows, seq_len, device).values())
     working = act.layer_working(config, rows, seq_len, device)
+    layer_input = act.layer_input(config, rows, seq_len)
     recompute = config.training.activation_checkpointing
-    per_layer = act.layer_input(config, rows, seq_len) if recompute else whole_layer
+    per_layer = layer_input if recompute else whole_layer
     saved = layers * per_layer
     head_saved = head = 0
     if stage == 0:
         saved += act.embedding_saved(config, rows, seq_len, device)
-    if stage == stages - 1:  # its micro-batch goes straight into the backward: one at a time
+    if stage < stages - 1:
+        saved += layer_input  # the output, kept until its gradient comes back
+    saved *= min(stages - stage, micro_batches)  # in flight under 1F1B: arXiv 2104.04473, section 2.2
+    if stage == stages - 1:  # a micro-batch goes straight from its forward into its backward
         head_saved, head = act.head_saved(config, rows, seq_len), act.head_peak(config, rows, seq_len)
-    else:
-        saved += act.layer_input(config, rows, seq_len)  # the output, kept until its gradient comes back
-    in_flight = min(stages - stage, config.gradient_accumulation_steps)  # 1F1B: arXiv 2104.04473, section 2.2
-    return in_flight * saved, head_saved, head, working + (whole_layer - per_layer if recompute else 0)
+        if (
+            stages > 1
+        ):  # the pipeline engine's two buffers hold their input and logits until they are used again
+            saved += min(2, micro_batches) * (layer_input + act.logits(config, rows, seq_len))
+    return saved, head_saved, head, working + (whole_layer - per_layer if recompute else 0)
 
 
 def _share(config: RunConfig, count: int) -> int:

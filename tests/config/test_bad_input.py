@@ -73,6 +73,7 @@ CASES = [
     ("accumulation_type", ["data_types.grad_accum_dtype=fp16"], r'must be fp32 or bf16 .* not "fp16"'),
     ("zero_four", ["zero_optimization.stage=4"], r"zero_optimization\.stage must be 0, 1, 2 or 3, not 4"),
     ("zero_true", ["zero_optimization.stage=true"], r"zero_optimization\.stage must be .*, not true"),
+    ("zero_bucket", ["zero_optimization.reduce_bucket_size=auto"], r'size must be a number .* not "auto"'),
     ("zero_pipeline", ["zero_optimization.stage=2"], r"stage 2 does not work with parallel\.pipeline 2"),
     (
         "half_without_zero",

@@ -1,0 +1,52 @@
+"""The memory estimate against the bytes that the tensors of real steps hold at their peak."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from megatron_slw.testing import WorkerPool
+from tests.train import memory_job
+
+DROPOUT = {"model.hidden_dropout": 0.1, "model.attention_dropout": 0.1}
+TENSOR, PIPELINE = {"parallel.tensor": 2}, {"parallel.pipeline": 2}
+RECOMPUTE = {"training.activation_checkpointing": True}
+MICRO = {"train_micro_batch_size_per_gpu": 2}
+BF16 = {"bf16.enabled": True, "zero_optimization.stage": 1}
+
+
+@pytest.mark.parametrize(
+    ("world_size", "changes"),
+    [
+        (1, {}),
+        (1, DROPOUT),
+        (1, MICRO),
+        (1, RECOMPUTE),
+        (1, {"zero_optimization.stage": 1}),
+        (1, BF16 | DROPOUT),
+        (2, TENSOR | RECOMPUTE | BF16),
+        (2, TENSOR | {"parallel.sequence_parallel": True}),
+        (2, PIPELINE | MICRO),
+        (2, {"zero_optimization.stage": 2}),
+        (2, {"zero_optimization.stage": 3}),
+    ],
+    ids=[
+        "fp32",
+        "dropout",
+        "accumulation",
+        "recompute",
+        "zero1",
+        "bf16",
+        "tensor-recompute-bf16",
+        "sequence-parallel",
+        "pipeline",
+        "zero2",
+        "zero3",
+    ],
+)
+def test_the_estimate_is_within_15_percent_of_the_measured_peak(
+    pool: WorkerPool, world_size: int, changes: dict[str, Any]
+) -> None:
+    for measured, estimated in pool.run(memory_job.measured_and_estimated, world_size, (changes,)):
+        assert estimated == pytest.approx(measured, rel=0.15)
