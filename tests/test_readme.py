@@ -1,0 +1,102 @@
+"""README tells the truth: its commands are run, its links and the paths of its layout exist."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import re
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = [
+    ROOT / "README.md",
+    ROOT / "CONTRIBUTING.md",
+    *sorted((ROOT / "docs").glob("*.md")),
+    ROOT / "csrc/README.md",
+]
+
+RUN_ELSEWHERE = {
+    "make quickstart": "tests/examples/test_quickstart_run.py",
+    "make test": ".ci/run",
+    "deepspeed": "tests/train/test_pretrain.py",
+    "python tools/evaluate.py": "tests/tools/test_evaluate_and_generate.py",
+    "python tools/generate.py": "tests/tools/test_evaluate_and_generate.py",
+}
+"""Commands that take minutes or a trained model, and the file that runs them."""
+
+
+def commands() -> list[str]:
+    blocks = re.findall(r"^```sh\n(.*?)^```", README, flags=re.M | re.S)
+    return [line for block in blocks for line in block.splitlines() if line and not line.startswith("#")]
+
+
+def run_here(command: str) -> bool:
+    return not any(command.startswith(prefix) for prefix in RUN_ELSEWHERE)
+
+
+def main_of(program: str) -> Callable[[list[str]], int]:
+    spec = importlib.util.spec_from_file_location(Path(program).stem, ROOT / program)
+    assert spec is not None and spec.loader is not None, f"{program} is not a Python file"
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.main
+
+
+def test_commands_of_your_own_model_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In their order, in an empty folder with a my.jsonl."""
+    words = "the length of a sequence grows while the model learns".split()
+    texts = [" ".join(words[i % 7 :] * 20) + f" {i}" for i in range(50)]
+    (tmp_path / "my.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    monkeypatch.chdir(tmp_path)
+    ran = 0
+    for command in filter(run_here, commands()):
+        python, program, *argv = shlex.split(command)
+        assert python == "python", f"no test runs: {command}"
+        argv = [str(ROOT / arg) if arg.startswith("examples/") else arg for arg in argv]
+        argv = ["300" if arg == "8192" else arg for arg in argv]  # the text is too short for more pieces
+        assert main_of(program)(argv) == 0, command
+        ran += 1
+    assert ran >= 3 and Path("data/my_text_document.idx").is_file()
+
+
+@pytest.mark.parametrize("prefix", RUN_ELSEWHERE)
+def test_other_commands_are_run_by(prefix: str) -> None:
+    assert any(command.startswith(prefix) for command in commands()), f"README no longer has {prefix}"
+    path = ROOT / RUN_ELSEWHERE[prefix]
+    program = Path(prefix.split()[-1]).stem
+    assert path.is_file() and program in path.read_text(), f"{path} does not run {prefix}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
+def test_links_exist(page: Path) -> None:
+    text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.M | re.S)
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        if not target.startswith("https://"):
+            name, _, anchor = target.partition("#")
+            linked = page.parent / name if name else page
+            assert linked.is_file(), f"{page.name} links to {target}"
+            assert not anchor or anchor in anchors(linked), f"{page.name} links to {target}"
+
+
+def anchors(page: Path) -> set[str]:
+    titles = re.findall(r"^#+ (.+)$", page.read_text(encoding="utf-8"), flags=re.M)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+def test_layout_map_is_the_tree() -> None:
+    (block,) = re.findall(r"## Layout\n\n```\n(.*?)```", README, flags=re.S)
+    inside = False
+    listed = set()
+    for line in block.splitlines():
+        name = line.split()[0]
+        inside = line.startswith("  ") or (inside and not line.strip())
+        path = ROOT / "megatron_slw" / name if inside else ROOT / name
+        assert path.exists(), f"the layout lists {name}"
+        listed.add(path.name)
+    packages = {path.parent.name for path in (ROOT / "megatron_slw").glob("*/__init__.py")}
+    assert packages <= listed, f"the layout leaves out {packages - listed}"
