@@ -152,7 +152,9 @@ def _saved_weight(checkpoint: Checkpoint, shard: Shard) -> Tensor:
 def _check_datasets(config: RunConfig, train: Windows, valid: Windows | None) -> None:
     if valid is not None:
         require_same_tokenizer(train.dataset, valid.dataset)
-    if train.dataset.sidecar is None and config.model.vocab_size is not None:  # nothing vouches for the ids
+    sidecar = train.dataset.sidecar
+    if (sidecar is None or sidecar.tokenizer is None) and config.model.vocab_size is not None:
+        # no tokenizer vouches for the ids
         check_ids(train.dataset, config.model.vocab_size)
 
 
