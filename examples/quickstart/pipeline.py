@@ -137,20 +137,20 @@ class Quickstart:
             make,
             lambda facts: (
                 f"{count_text(facts['tokens'])} tokens, {facts['bytes_per_token']:.2f} bytes/token"
-                f" -> {self.train_data}.bin"
+                f" -> {self.settings.data}"
             ),
         )
 
     def pretrain(self) -> Facts:
         """Step 4: the real job under the real launcher."""
         train_sidecar = sidecar_of(self.train_data)
-        training, config = self._training(train_sidecar)
+        training, config = self.training(vocabulary_of(train_sidecar))
         inputs = {
             "config": text_sha256(json.dumps(to_json(config), sort_keys=True)),
             "train": train_sidecar.bin_sha256,
             "held_out": sidecar_of(self.held_out_data).bin_sha256,
         }
-        self._set_other_run_aside(inputs)
+        self.set_other_run_aside(inputs)
         metrics = self.settings.run / FILE_NAME
 
         def make() -> Facts:
@@ -173,7 +173,7 @@ class Quickstart:
 
     def evaluate(self) -> Facts:
         """Step 5: bits per byte of the held-out text."""
-        training, _ = self._training(sidecar_of(self.train_data))
+        training, _ = self.training(vocabulary_of(sidecar_of(self.train_data)))
         texts = corpus.read_texts(self.held_out_text)
         return self._step(
             self.run_stamps,
@@ -192,7 +192,7 @@ class Quickstart:
 
     def report(self, facts: Facts) -> dict[str, Any]:
         """Step 6: the picture, samples, and all figures in one file."""
-        training, _ = self._training(sidecar_of(self.train_data))
+        training, _ = self.training(vocabulary_of(sidecar_of(self.train_data)))
         run, checkpoint = self.settings.run, training.final_checkpoint
         picture, summary_path = run / "report.png", run / "summary.json"
 
@@ -229,10 +229,9 @@ class Quickstart:
         self._step(self.run_stamps, "report", inputs, outputs, make, lambda _: f"{picture}   {summary_path}")
         return json.loads(summary_path.read_text(encoding="utf-8"))
 
-    def _training(self, sidecar: Sidecar) -> tuple[Training, RunConfig]:
+    def training(self, vocab_size: int) -> tuple[Training, RunConfig]:
         """The job, and its resolved configuration; paths that the file says already are not overridden."""
         settings = self.settings
-        assert sidecar.tokenizer is not None, "step 3 names the tokenizer"
         plain = load_config(settings.config, settings.overrides, RANKS)
         paths = {
             "data.path": (plain.data.path, self.train_data),
@@ -241,11 +240,10 @@ class Quickstart:
         }
         moved = [f"--{name}={ours}" for name, (theirs, ours) in paths.items() if theirs != str(ours)]
         overrides = (*settings.overrides, *moved)
-        config = load_config(settings.config, overrides, RANKS)
-        config = with_vocab_size(config, sidecar.tokenizer.vocab_size)
+        config = with_vocab_size(load_config(settings.config, overrides, RANKS), vocab_size)
         return Training(settings.config, overrides, settings.run, compile_plan(config).total_steps), config
 
-    def _set_other_run_aside(self, inputs: Mapping[str, str]) -> None:
+    def set_other_run_aside(self, inputs: Mapping[str, str]) -> None:
         """A run of other text or another model must not be resumed; it is kept under another name."""
         run = self.settings.run
         started = self.run_stamps.read("started")
@@ -326,6 +324,12 @@ def sidecar_of(prefix: Path) -> Sidecar:
             f"{prefix}.json is not what preprocess_data.py writes. Remove its folder and run again."
         )
     return sidecar
+
+
+def vocabulary_of(sidecar: Sidecar) -> int:
+    """Tokens of the tokenizer that made a dataset."""
+    assert sidecar.tokenizer is not None, "preprocess_data.py names its tokenizer"
+    return sidecar.tokenizer.vocab_size
 
 
 def text_sha256(text: str) -> str:
