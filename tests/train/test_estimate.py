@@ -116,7 +116,11 @@ def test_tensor_and_sequence_parallel_follow_the_paper() -> None:
     # arXiv 2205.05198, equations 2 and 4, in 16 bits: s b h (10 + 24 / t), and 34 / t; our column-parallel
     # layers keep their gathered input whole (two of s b h, 2 bytes), where Megatron gathers it again in the
     # backward.
-    bf16: dict[str, Any] = {"bf16": {"enabled": True}, "zero_optimization": {"stage": 1}, "model": {"hidden_dropout": 0.1}}
+    bf16: dict[str, Any] = {
+        "bf16": {"enabled": True},
+        "zero_optimization": {"stage": 1},
+        "model": {"hidden_dropout": 0.1},
+    }
     unit = 2 * 512 * 256
     small = 2 * 512 * (4 * 4 + 4 * 8)
     tensor = run_config(4, parallel={"tensor": 4}, **bf16)

@@ -1,0 +1,206 @@
+"""`--dry-run`: what a run would be, need and cost, without training and without importing torch."""
+
+from __future__ import annotations
+
+import json
+import sys
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from megatron_slw.config.errors import ConfigError
+from megatron_slw.config.load import load_config, to_json, with_vocab_size
+from megatron_slw.config.schema import RunConfig
+from megatron_slw.data.indexed import IndexedDataset
+from megatron_slw.data.vocabulary import resolve_vocab_size
+from megatron_slw.slw.plan import Plan, compile_plan
+from megatron_slw.train import estimate
+from megatron_slw.train.units import count_text
+
+GIB = 2**30
+ASSUMED_MFU = 0.4
+ASSUMED_PEAK_TFLOPS = 989.0  # dense bf16 of an H100 or H200, where logging.peak_tflops says nothing
+_LABEL = 13  # columns of the names at the left
+_WIDTH = 110
+
+
+def main(path: str, overrides: Sequence[str], world_size: int, as_json: bool) -> int:
+    """Print the dry run of a configuration file; returns the exit status, 2 for a wrong configuration."""
+    try:
+        config = load_config(path, overrides, world_size)
+        if config.model.vocab_size is None:
+            config = with_vocab_size(config, resolve_vocab_size(IndexedDataset(config.data.path), None))
+        report = dry_run(config, compile_plan(config), name=Path(path).name)
+    except ConfigError as error:
+        print(error, file=sys.stderr)
+        return 2
+    print(json.dumps(report, indent=2) if as_json else render(report))
+    return 0
+
+
+def dry_run(config: RunConfig, plan: Plan, name: str = "run", device: str = "cuda") -> dict[str, Any]:
+    """Everything `--dry-run` says, as one JSON object.
+
+    Args:
+        config: with model.vocab_size filled in.
+        plan: `compile_plan(config)`.
+        name: what to call the run, such as its file's name.
+        device: "cuda" or "cpu", on which activations are kept differently.
+
+    Returns:
+        Steps are numbered from 1 as in metrics.jsonl, sizes are in GiB (2**30 bytes), memory is that of the
+        rank that needs the most. `memory_gib_per_rank.total` is the peak of a step at the longest length; it
+        is less than the sum where the gradients grow while activations go.
+    """
+    lengths = [run.seq_len for run in plan.runs]
+    longest = estimate.memory(config, max(lengths), device)
+    shortest = estimate.stage_memory(config, longest.stage, min(lengths), device)
+    flops = estimate.plan_flops(config.model, plan)
+    peak_tflops = config.logging.peak_tflops or ASSUMED_PEAK_TFLOPS
+    per_second = ASSUMED_MFU * peak_tflops * 1e12 * config.world_size
+    return {
+        "name": name,
+        "configuration": to_json(config),
+        "layout": {
+            "world_size": config.world_size,
+            "tensor": config.parallel.tensor,
+            "pipeline": config.parallel.pipeline,
+            "data": config.data_parallel_size,
+            "sequence_parallel": config.parallel.sequence_parallel,
+            "zero_stage": config.zero_stage,
+            "precision": config.precision,
+            "layers_per_stage": list(
+                estimate.layers_per_stage(config.model.num_layers, config.parallel.pipeline)
+            ),
+            "micro_batch_size": config.micro_batch_size,
+            "micro_batches_per_step": config.gradient_accumulation_steps,
+        },
+        "parameters": estimate.parameters(config.model),
+        "parameters_per_rank": max(estimate.stage_parameters(config)),
+        "memory_gib_per_rank": {
+            "weights": longest.weights / GIB,
+            "gradients": longest.gradients / GIB,
+            "optimizer": longest.optimizer / GIB,
+            "buffers": longest.buffers / GIB,
+            "activations_longest": longest.activations / GIB,
+            "activations_shortest": shortest.activations / GIB,
+            "total": longest.total / GIB,
+            "pipeline_stage": longest.stage,
+        },
+        "steps": plan.total_steps,
+        "tokens_trained": plan.tokens_trained,
+        "tokens_discarded": plan.tokens_discarded,
+        "shortest_length": min(lengths),
+        "longest_length": max(lengths),
+        "distinct_lengths": len(set(lengths)),
+        "full_length_from_step": plan.runs[-1].first_step + 1 if lengths[-1] == plan.full_length else None,
+        "plan": plan.to_json(),
+        "flops": flops,
+        "hours": {"at_mfu": ASSUMED_MFU, "peak_tflops": peak_tflops, "hours": flops / per_second / 3600},
+    }
+
+
+def render(report: dict[str, Any]) -> str:
+    """The object of `dry_run` as aligned lines for a person."""
+    layout, model = report["layout"], report["configuration"]["model"]
+    ranks = "rank" if layout["world_size"] == 1 else "ranks"
+    sequence = " (sequence parallel)" if layout["sequence_parallel"] else ""
+    lines = [
+        f"{report['name']} on {layout['world_size']:,} {ranks}: TP {layout['tensor']}{sequence} x "
+        f"PP {layout['pipeline']} x DP {layout['data']}, ZeRO {layout['zero_stage']}, {layout['precision']}",
+        _line(
+            "model",
+            f"{model['num_layers']} layers x {model['hidden_size']}, {model['num_attention_heads']} heads, "
+            f"vocabulary {_padded(report):,} ({model['vocab_size']:,} padded)   {_parameters_text(report)}",
+        ),
+        *_memory_lines(report),
+        *_plan_lines(report),
+        _line("micro-batch", _micro_batch_text(report)),
+        _line("compute", _compute_text(report)),
+        "",
+        *_configuration_lines(report["configuration"]),
+        "",
+        "nothing was trained.",
+    ]
+    return "\n".join(lines)
+
+
+def _line(label: str, text: str) -> str:
+    return f"{label:<{_LABEL}}{text}"
+
+
+def _parameters_text(report: dict[str, Any]) -> str:
+    whole, rank = report["parameters"] / 1e6, report["parameters_per_rank"] / 1e6
+    return f"{whole:,.1f} M parameters" + (f", {rank:,.1f} M on a rank" if rank != whole else "")
+
+
+def _padded(report: dict[str, Any]) -> int:
+    return RunConfig.model_validate(report["configuration"]).model.padded_vocab_size
+
+
+def _memory_lines(report: dict[str, Any]) -> list[str]:
+    memory = report["memory_gib_per_rank"]
+    short, long = report["shortest_length"], report["longest_length"]
+    state = "  ".join(
+        f"{name} {memory[name]:.2f}" for name in ("weights", "gradients", "optimizer", "buffers")
+    )
+    activations = f"activations {memory['activations_longest']:.2f} (length {long:,})"
+    if short < long:
+        activations += f", {memory['activations_shortest']:.2f} (length {short:,})"
+    stage = f" on stage {memory['pipeline_stage']}" if report["layout"]["pipeline"] > 1 else ""
+    peak = f"peak {memory['total']:.2f} GiB{stage}"
+    return [_line("memory/rank", state), _line("", f"{activations}   {peak}")]
+
+
+def _plan_lines(report: dict[str, Any]) -> list[str]:
+    curriculum, from_step = report["configuration"]["curriculum"], report["full_length_from_step"]
+    if curriculum is None:
+        schedule = f"{report['longest_length']:,} throughout"
+    elif curriculum["schedule_type"] == "fixed_discrete":
+        shown = [f"{length:,} from step {first + 1:,}" for first, length, _ in report["plan"]["runs"][:4]]
+        shown += ["..."] if len(report["plan"]["runs"]) > 4 else []
+        schedule = ", ".join(shown)
+    else:
+        kind = "" if curriculum["schedule_type"] == "fixed_linear" else f" (root {curriculum['root_degree']})"
+        schedule = (
+            f"{curriculum['min_difficulty']:,} -> {curriculum['max_difficulty']:,} by "
+            f"{curriculum['difficulty_step']}{kind} over {curriculum['total_curriculum_step']:,} steps"
+        )
+    lengths = report["distinct_lengths"]
+    if curriculum is not None:
+        schedule += f" ({lengths} length{'s' if lengths > 1 else ''})"
+        reached = f"full length from step {from_step:,}" if from_step else "full length never reached"
+        schedule += f"   {reached}"
+    totals = f"steps {report['steps']:,}   tokens trained {count_text(report['tokens_trained'])}"
+    if curriculum is not None:
+        totals += f"   cut off {count_text(report['tokens_discarded'])} (mode {curriculum['mode']})"
+    return [_line("length plan", schedule), _line("", totals)]
+
+
+def _micro_batch_text(report: dict[str, Any]) -> str:
+    rows, count = report["layout"]["micro_batch_size"], report["layout"]["micro_batches_per_step"]
+    short, long = report["shortest_length"], report["longest_length"]
+    shapes = (
+        f"{rows} x {long:,} tokens" if short == long else f"{rows} x {short:,} ... {rows} x {long:,} tokens"
+    )
+    return f"{shapes}, {count:,} per step and replica"
+
+
+def _compute_text(report: dict[str, Any]) -> str:
+    hours, ranks = report["hours"], report["layout"]["world_size"]
+    peak = f"{ranks:,} x {hours['peak_tflops']:g} TFLOP/s (logging.peak_tflops)"
+    duration = f"{hours['hours']:,.1f} h" if hours["hours"] >= 1 else f"{60 * hours['hours']:.1f} min"
+    return f"{report['flops']:.3g} FLOPs   at {100 * hours['at_mfu']:.0f} % of {peak}: {duration}"
+
+
+def _configuration_lines(configuration: dict[str, Any]) -> list[str]:
+    """The resolved configuration, one paragraph a section."""
+    sections = {name: value for name, value in configuration.items() if isinstance(value, dict)}
+    run = {name: value for name, value in configuration.items() if name not in sections}
+    lines = []
+    for label, section in {"run": run, **sections}.items():
+        pairs = [f"{name} {json.dumps(value)}" for name, value in section.items() if value is not None]
+        text = textwrap.wrap(", ".join(pairs), _WIDTH - _LABEL, break_long_words=False) or ["none"]
+        lines += [_line(label if first == 0 else "", part) for first, part in enumerate(text)]
+    return lines
