@@ -55,7 +55,7 @@ class PositionEmbedding(nn.Module):
     def forward(self, x_BtC: Tensor) -> Tensor:
         """(B, t, C) to (B, t, C)."""
         length = x_BtC.size(1)
-        weight = self.weight
+        weight: Tensor = self.weight
         first = 0
         if self.sequence_parallel:  # this rank holds positions [rank * t, rank * t + t)
             weight = copy_to_tensor(weight, self.groups)

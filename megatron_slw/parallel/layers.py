@@ -70,7 +70,8 @@ class LayerNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, t, C) to (B, t, C)."""
-        weight, bias = self.weight, self.bias
+        weight: Tensor = self.weight
+        bias: Tensor = self.bias
         if self.sequence_parallel:
             weight, bias = copy_to_tensor(weight, self.groups), copy_to_tensor(bias, self.groups)
         return F.layer_norm(x, weight.shape, weight, bias, self.eps)

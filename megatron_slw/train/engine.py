@@ -11,7 +11,7 @@ import contextlib
 import io
 import logging
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -138,30 +138,27 @@ class Engine:
         return StepResult(loss, norm, applied)
 
     @torch.no_grad()
-    def evaluate(self, batches: Iterator[Blocks], labels: int) -> float:
+    def evaluate(self, batches: Iterable[Blocks], count: int, labels: int) -> float:
         """Mean loss over `labels` labels at the batches' own length, dropout off.
 
         Args:
-            batches: this rank's blocks, micro_batch_size rows each, equally many on every rank; rows that only fill
-                up a batch have a zero mask.
+            batches: this rank's micro-batches; rows that only fill one up have a zero mask.
+            count: how many they are, the same on every rank.
             labels: real labels over all ranks and batches.
         """
-        blocks = list(batches)
-        micros = [
+        micros = (
             micro
-            for block in blocks
-            for micro in self._micro_batches(block, len(block.tokens_BT), labels, parts=len(blocks))
-        ]
+            for block in batches
+            for micro in self._micro_batches(block, len(block.tokens_BT), labels, parts=count)
+        )
         self.ds.module.eval()
         if self.groups.pp_size > 1:
             self._last_length = None  # evaluation has its own shape; training resets again on its way back
             self.ds.reset_activation_shape()
-            loss = self.ds.eval_batch(iter(micros), num_micro_batches=len(micros))
+            total = self.ds.eval_batch(micros, num_micro_batches=count).float()
             self.ds.reset_activation_shape()
-            total = loss.float()
         else:
-            losses = [self.loss_fn(self.ds(tokens), targets) for tokens, targets in micros]
-            total = torch.stack(losses).mean()
+            total = torch.stack([self.loss_fn(self.ds(tokens), targets) for tokens, targets in micros]).mean()
             dist.all_reduce(total, group=self.groups.dp_group)
             total /= self.groups.dp_size
         self.ds.module.train()
@@ -170,7 +167,7 @@ class Engine:
     def _accumulate(self, micros: list[MicroBatch]) -> float:
         self.ds.module.train()
         losses = []
-        for i, (tokens_BT, targets) in enumerate(micros):
+        for tokens_BT, targets in micros:
             loss = self.loss_fn(self.ds(tokens_BT), targets)
             losses.append(loss.detach())
             self._local_loss = torch.stack(losses).mean()

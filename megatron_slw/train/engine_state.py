@@ -73,8 +73,8 @@ def ensure_optimizer_state(engine: Engine, steps: int | None = None) -> None:
             if name not in state:
                 state[name] = torch.zeros_like(tensor, dtype=torch.float32)
         if engine.config.optimizer.type != "SGD" and ("step" not in state or steps is not None):
-            on_device = engine.torch_optimizer.defaults.get("fused") or engine.torch_optimizer.defaults.get("capturable")
-            state["step"] = torch.tensor(float(steps or 0), device=tensor.device if on_device else "cpu")
+            fused = engine.torch_optimizer.defaults.get("fused")
+            state["step"] = torch.tensor(float(steps or 0), device=tensor.device if fused else "cpu")
     link = getattr(engine.optimizer, "_lazy_init_hp_params_optimizer_state", None)
     if link is not None and names:
         link()

@@ -14,10 +14,12 @@ from megatron_slw.train.engine import Engine
 def validation_blocks(loader: ValidLoader, count: int, rows: int, dp_rank: int, dp_size: int) -> Iterator[Blocks]:
     """This rank's micro-batches over windows [0, count): equally many, of equal shape, on every rank.
 
-    Window i is in batch i // (rows * dp_size). What is missing at the end is filled with the last window under a
+    Window i is in batch i // (rows x dp_size). What is missing at the end is filled with the last window under a
     zero mask, so that the result is the mean over `count` windows exactly, on any layout.
     """
-    for first in range(dp_rank * rows, dp_rank * rows + -(-count // (rows * dp_size)) * rows * dp_size, rows * dp_size):
+    stride = rows * dp_size
+    for batch in range(-(-count // stride)):
+        first = batch * stride + dp_rank * rows
         here = max(0, min(rows, count - first))
         read = loader.read(min(first, count - 1), max(here, 1))
         fill = [np.repeat(ids[-1:], rows - len(ids), axis=0) for ids in (read.tokens_BT, read.labels_BT)]
@@ -29,7 +31,7 @@ def validation_blocks(loader: ValidLoader, count: int, rows: int, dp_rank: int, 
 
 def validation_loss(engine: Engine, loader: ValidLoader, config: RunConfig) -> float:
     """Mean negative log-likelihood in nats over `evaluation.samples` windows, or all if there are fewer."""
-    count = min(config.evaluation.samples, len(loader))
-    groups = engine.groups
-    blocks = validation_blocks(loader, count, config.micro_batch_size, groups.dp_rank, groups.dp_size)
-    return engine.evaluate(blocks, labels=count * config.model.seq_length)
+    windows = min(config.evaluation.samples, len(loader))
+    groups, rows = engine.groups, config.micro_batch_size
+    blocks = validation_blocks(loader, windows, rows, groups.dp_rank, groups.dp_size)
+    return engine.evaluate(blocks, -(-windows // (rows * groups.dp_size)), windows * config.model.seq_length)

@@ -15,12 +15,13 @@ from megatron_slw.data.loader import TrainLoader, ValidLoader
 from megatron_slw.progress import Progress
 from megatron_slw.slw.plan import BatchStep, Plan
 from megatron_slw.train.engine import Engine, StepResult
-from megatron_slw.train.estimate import flops_per_token
+from megatron_slw.train.estimate import flops_per_token, parameters
 from megatron_slw.train.evaluate import validation_loss
 from megatron_slw.train.learning_rate import learning_rate
 from megatron_slw.train.metrics import MetricsWriter, StepMetrics
 from megatron_slw.train.progress_display import ProgressDisplay
 from megatron_slw.train.signals import StopRequest
+from megatron_slw.train.units import count_text
 
 
 @dataclass(frozen=True)
@@ -83,8 +84,8 @@ def train(job: Job) -> Progress:
         SaveError: a checkpoint could not be written.
     """
     config, plan, progress = job.config, job.plan, job.start
-    saved: Progress | None = job.start if job.start.step else None
     with _Output(job) as output, StopRequest(job.engine.groups) as stop:
+        output.note(_greeting(job))
         for step in _steps(plan, progress.step):
             progress = _train_one(job, step, output)
             stopping = stop.agreed()
@@ -95,16 +96,26 @@ def train(job: Job) -> Progress:
                 folder = save_checkpoint(
                     job.engine, job.checkpoints, progress, plan, job.dataset, config.checkpoint.keep_last
                 )
-                saved = progress
                 output.note(f"saved {folder}")
             if stopping:
                 output.note(
                     f"stopped by {stopping} after step {progress.step} of {plan.total_steps}; the same command goes on."
                 )
                 break
-        if saved is None and not progress.step:
-            output.note("nothing to train")
     return progress
+
+
+def _greeting(job: Job) -> str:
+    """One line on what is about to happen."""
+    model, plan, groups = job.config.model, job.plan, job.engine.groups
+    size = f"{model.num_layers} layers x {model.hidden_size} ({count_text(parameters(model))} parameters)"
+    layout = f"{groups}, ZeRO {job.config.zero_stage}, {job.config.precision}"
+    if job.start.step == plan.total_steps:
+        return f"{size} on {layout}: trained to its last step {plan.total_steps} already"
+    lengths = [run.seq_len for run in plan.runs]
+    length = f"length {lengths[0]}" if len(lengths) == 1 else f"lengths {min(lengths)} to {max(lengths)}"
+    goal = f"to step {plan.total_steps} ({count_text(plan.tokens_trained)} tokens, {length})"
+    return f"{size} on {layout}: {f'resumed at step {job.start.step}, ' if job.start.step else ''}{goal}"
 
 
 def _steps(plan: Plan, first: int) -> Iterator[BatchStep]:

@@ -74,10 +74,12 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "manifest of another program": (
         lambda c: edit_json(c / "manifest.json", lambda m: m.update(format="x")), "manifest.json says 'x'"),
     "file name leaves the folder": (
-        lambda c: edit_json(c / "manifest.json", lambda m: m["files"].update({"../state.json": m["files"]["state.json"]})),
+        lambda c: edit_json(
+            c / "manifest.json", lambda m: m["files"].update({"../state.json": m["files"]["state.json"]})),
         "not a plain file name"),
     "size is no number": (
-        lambda c: edit_json(c / "manifest.json", lambda m: m["files"]["state.json"].update(bytes=-1)), "state.json.bytes"),
+        lambda c: edit_json(c / "manifest.json", lambda m: m["files"]["state.json"].update(bytes=-1)),
+        "state.json.bytes"),
     "tensors missing": (lambda c: (c / TENSORS).unlink(), TENSORS),
     "tensors a link": (
         lambda c: ((c / TENSORS).rename(c.parent / "elsewhere"), (c / TENSORS).symlink_to(c.parent / "elsewhere")),

@@ -31,7 +31,8 @@ def ours_from_hugging_face(state: dict[str, torch.Tensor]) -> dict[str, torch.Te
     table[:VOCAB] = state["wte.weight"]
     out["embedding.word_embeddings.weight"] = table
     names = {
-        "input_layernorm": "ln_1", "self_attention.query_key_value": "attn.c_attn", "self_attention.dense": "attn.c_proj",
+        "input_layernorm": "ln_1", "self_attention.query_key_value": "attn.c_attn",
+        "self_attention.dense": "attn.c_proj",
         "post_attention_layernorm": "ln_2", "mlp.dense_h_to_4h": "mlp.c_fc", "mlp.dense_4h_to_h": "mlp.c_proj",
     }  # fmt: skip
     for i in range(LAYERS):

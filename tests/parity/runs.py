@@ -68,7 +68,7 @@ def evaluate(engine: Engine, config: RunConfig, groups) -> float:
         SyntheticBlocks(mine.tokens_BT[i : i + rows], mine.labels_BT[i : i + rows])
         for i in range(0, len(mine.tokens_BT), rows)
     ]
-    return engine.evaluate(iter(cut), labels=8 * step.seq_len)
+    return engine.evaluate(cut, len(cut), labels=8 * step.seq_len)
 
 
 def _whole(param: torch.nn.Parameter, zero_stage: int):
