@@ -136,6 +136,7 @@ def read_optimizer(block: Any) -> OptimizerConfig:
             raise ConfigError(f"optimizer.params.{switch} must be true or false, not {show(value)}.")
         if switch == "adam_w_mode" and kind == "Adam" and value is not False:
             kind = "AdamW"
+    params = {name: value for name, value in params.items() if value is not None}
     if kind != "AdamW":
         params.setdefault("weight_decay", 0.0)
     return validate(OptimizerConfig, {"type": kind, **params}, "optimizer.params")

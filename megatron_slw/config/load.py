@@ -111,8 +111,10 @@ def _sections(value: Any) -> dict[str, Section]:
     require_known(block, SECTIONS, OUR_KEY)
     sections: dict[str, Section] = {}
     for name, cls in _CLASSES.items():
-        content = block.get(name)
-        sections[name] = validate(cls, {} if content is None else content, f"{OUR_KEY}.{name}")
+        path, content = f"{OUR_KEY}.{name}", block.get(name)
+        given = {} if content is None else require_object(content, path)
+        require_known(given, cls.model_fields, path)  # before a misspelt name with a null is dropped
+        sections[name] = validate(cls, {key: value for key, value in given.items() if value is not None}, path)
     return sections
 
 

@@ -136,6 +136,8 @@ def test_overrides(tmp_path: Path, good: dict[str, Any]) -> None:
         "training.train_tokens=null",
         "training.train_steps=3000",
         "gradient_clipping=0",
+        "evaluation.interval=null",
+        "optimizer.params.betas=null",
     ]
     config = load_config(write(tmp_path, good), overrides, world_size=8)
     assert (config.model.num_layers, config.train_batch_size, config.zero_stage) == (24, 128, 0)
@@ -143,6 +145,7 @@ def test_overrides(tmp_path: Path, good: dict[str, Any]) -> None:
     assert (config.training.train_tokens, config.training.train_steps) == (None, 3000)
     assert config.curriculum is not None and config.curriculum.min_difficulty == 8
     assert config.data_parallel_size == 4
+    assert (config.evaluation.interval, config.optimizer.betas) == (1000, (0.9, 0.999))  # null: the default
 
 
 @pytest.mark.parametrize("legacy", [False, True])
