@@ -17,7 +17,6 @@ def check_layout(model: ModelConfig, parallel: ParallelConfig, world_size: int) 
     """The model and its split over the ranks; raises ConfigError at the first rule that does not hold."""
     _heads_divide_hidden(model)
     _tensor_divides_model(model, parallel)
-    _tensor_divides_vocabulary(model, parallel)
     _pipeline_has_layers(model, parallel)
     _world_is_whole_replicas(parallel, world_size)
 
@@ -94,14 +93,6 @@ def _tensor_divides_model(model: ModelConfig, parallel: ParallelConfig) -> None:
         if value % tensor:
             sizes = listing(size for size in range(1, min(common, 1024) + 1) if common % size == 0)
             raise ConfigError(f"parallel.tensor {tensor} does not divide model.{name} {value}. Use {sizes}.")
-
-
-def _tensor_divides_vocabulary(model: ModelConfig, parallel: ParallelConfig) -> None:
-    if model.vocab_size is not None and model.padded_vocab_size % parallel.tensor:
-        raise ConfigError(
-            f"parallel.tensor {parallel.tensor} does not divide the vocabulary of {model.padded_vocab_size} "
-            f"rows (model.vocab_size {model.vocab_size}, padded). Use a power of two."
-        )
 
 
 def _pipeline_has_layers(model: ModelConfig, parallel: ParallelConfig) -> None:

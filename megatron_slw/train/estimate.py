@@ -48,7 +48,7 @@ def stage_parameters(config: RunConfig) -> tuple[int, ...]:
     of the last.
     """
     model, tensor, stages = config.model, config.parallel.tensor, config.parallel.pipeline
-    table = model.padded_vocab_size // tensor * model.hidden_size
+    table = -(-model.padded_vocab_size // tensor) * model.hidden_size
     sizes = [n * block_parameters(model, tensor) for n in layers_per_stage(model.num_layers, stages)]
     sizes[0] += table + model.seq_length * model.hidden_size
     sizes[-1] += 2 * model.hidden_size + (table if stages > 1 else 0)
@@ -117,7 +117,7 @@ def stage_memory(config: RunConfig, stage: int, seq_len: int, device: str = "cud
     optimizer = _optimizer(config, count)
     buffers = _buffers(config, count, seq_len, device)
     saved, head_saved, head, working = _activations(config, stage, seq_len, device)
-    table = config.model.padded_vocab_size // config.parallel.tensor * config.model.hidden_size
+    table = -(-config.model.padded_vocab_size // config.parallel.tensor) * config.model.hidden_size
     has_table = stage in (0, config.parallel.pipeline - 1)
     table_gradient = act.ITEM_BYTES[config.precision] * table if has_table else 0
     moments = (

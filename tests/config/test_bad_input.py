@@ -233,11 +233,6 @@ CASES = [
         ["parallel.sequence_parallel=true", "model.seq_length=1023", "curriculum.max_difficulty=1023"],
         r"seq_length 1023 is not divisible by parallel\.tensor 2",
     ),
-    (
-        "vocabulary",
-        ["parallel.tensor=3", "model.vocab_size=100"],
-        r"tensor 3 does not divide the vocabulary of 128",
-    ),
     ("legacy_too", ['curriculum_learning={"enabled":true}'], r"are both present\. Keep one"),
     ("no_value", ["--model.num_layers"], r'"--model\.num_layers" has no value'),
     ("through_number", ["train_batch_size.x=1"], r"train_batch_size is 64, not a JSON object"),
