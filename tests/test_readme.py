@@ -11,6 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from megatron_slw.config.load import load_config
+from megatron_slw.data.vocabulary import resolve_vocab_size
+from megatron_slw.train.job import open_data
+
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 PAGES = [
@@ -47,21 +51,31 @@ def main_of(program: str) -> Callable[[list[str]], int]:
     return module.main
 
 
-def test_commands_of_your_own_model_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In their order, in an empty folder with a my.jsonl."""
+def test_commands_of_your_own_model_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In their order, in an empty folder with a my.jsonl; the dry run prints what README shows."""
     words = "the length of a sequence grows while the model learns".split()
-    texts = [" ".join(words[i % 7 :] * 20) + f" {i}" for i in range(50)]
+    texts = [" ".join(words[i % 7 :] * 20) + f" {i}" for i in range(500)]
     (tmp_path / "my.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
     monkeypatch.chdir(tmp_path)
     ran = 0
     for command in filter(run_here, commands()):
+        command = command.replace("8192", "300")  # the text is too short for more pieces
         python, program, *argv = shlex.split(command)
         assert python == "python", f"no test runs: {command}"
         argv = [str(ROOT / arg) if arg.startswith("examples/") else arg for arg in argv]
-        argv = ["300" if arg == "8192" else arg for arg in argv]  # the text is too short for more pieces
         assert main_of(program)(argv) == 0, command
         ran += 1
-    assert ran >= 3 and Path("data/my_text_document.idx").is_file()
+    assert ran >= 3
+    (shown,) = re.findall(r"It begins:\n\n```\n(.*?)```", README, flags=re.S)
+    assert shown in capsys.readouterr().out
+    (launch,) = [c.replace("8192", "300") for c in commands() if c.startswith("deepspeed")]
+    *_, ranks, program, flag, path = shlex.split(launch)[:6]
+    assert (program, flag) == ("pretrain_gpt.py", "--ds-config"), f"not understood: {launch}"
+    config = load_config(ROOT / path, shlex.split(launch)[6:], int(ranks))
+    train, _ = open_data(config)
+    assert len(train) > 0 and resolve_vocab_size(train.dataset, config.model.vocab_size) == 300
 
 
 @pytest.mark.parametrize("prefix", RUN_ELSEWHERE)
