@@ -25,6 +25,10 @@ LAYOUTS: dict[str, dict[str, Any]] = {
     "pp2-dp2-zero1-bf16": {"world_size": 4, "parallel": PP2, "zero_stage": 1, "precision": "bf16"},
     "dp2-zero2-bf16": {"world_size": 2, "zero_stage": 2, "precision": "bf16"},
     "tp2-zero1-bf16": {"world_size": 2, "parallel": TP2, "zero_stage": 1, "precision": "bf16"},
+    "zero3-dp2-bf16": {"world_size": 2, "zero_stage": 3, "precision": "bf16"},
+    "pp4-uneven-bf16": {
+        "world_size": 4, "parallel": {"pipeline": 4}, "zero_stage": 1, "precision": "bf16", "model__num_layers": 5,
+    },  # fmt: skip
 }
 DROPOUT = {"model__hidden_dropout": 0.1, "model__attention_dropout": 0.1}
 
