@@ -29,9 +29,10 @@ $(VENV)/created.stamp:
 	$(PYTHON) -m venv $(VENV)
 	@touch $@
 
-$(VENV)/requirements.stamp: requirements.txt $(VENV)/created.stamp
+$(VENV)/requirements.stamp: requirements.txt setup.py pyproject.toml $(VENV)/created.stamp
 	@echo "installing requirements.txt into $(VENV) (some minutes the first time)"
 	@$(PIP_INSTALL) -r requirements.txt
+	@$(PIP_INSTALL) --no-deps --editable .
 	@touch $@
 
 $(VENV)/requirements-dev.stamp: requirements-dev.txt $(VENV)/requirements.stamp
