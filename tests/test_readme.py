@@ -86,6 +86,13 @@ def test_other_commands_are_run_by(prefix: str) -> None:
     assert path.is_file() and program in path.read_text(), f"{path} does not run {prefix}"
 
 
+def test_quickstart_leaves_what_the_next_commands_load() -> None:
+    config = load_config(ROOT / "examples/quickstart/ds_slw.json", world_size=2)
+    last = f"{config.logging.directory}/checkpoints/step_{config.training.train_steps:06d}"
+    loads = [arg for command in commands() for arg in shlex.split(command) if "/checkpoints/" in arg]
+    assert set(loads) == {last}
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
 def test_links_exist(page: Path) -> None:
     text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.M | re.S)
