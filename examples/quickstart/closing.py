@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -10,28 +12,41 @@ from rich.table import Table
 
 from megatron_slw.train.units import count_text, duration_text
 
-SAMPLE_LINES = 8
+SAMPLE_LINES, SAMPLE_WIDTH = 6, 100
 
 
 def print_closing(summary: Mapping[str, Any], console: Console | None = None) -> None:
     """Print the samples, the table of figures and what to do next."""
     console = console or Console(highlight=False)
     for sample in summary["samples"]:
-        lines = sample.splitlines()[:SAMPLE_LINES]
         console.print()
-        for number, line in enumerate(lines):
-            label = "  sample  " if number == 0 else ""
-            console.print(f"{label:<10}{line}", markup=False, soft_wrap=True)
+        for number, line in enumerate(excerpt(sample)):
+            console.print(f"{'' if number else 'sample':>8}  {line}", markup=False, soft_wrap=True)
     console.print()
     console.print(figures_table(summary))
-    console.print("Next: your own text     make quickstart CORPUS=my.jsonl", markup=False)
-    generate = f"python tools/generate.py --load {summary['files']['checkpoint']} --prompt 'def '"
-    console.print(f"      more samples      {generate}", markup=False, soft_wrap=True)
-    console.print(
-        "      a bigger model    deepspeed pretrain_gpt.py --ds-config examples/ds_slw.json --dry-run",
-        markup=False,
-        soft_wrap=True,
-    )
+    console.print()
+    for line in next_commands(summary["files"]["checkpoint"]):
+        console.print(line, markup=False, soft_wrap=True)
+
+
+def excerpt(text: str) -> list[str]:
+    """The first lines of a sample that are not blank; what a terminal would act on is left out."""
+    lines = ["".join(c for c in line if c.isprintable())[:SAMPLE_WIDTH] for line in text.expandtabs(4).splitlines()]
+    return [line for line in lines if line.strip()][:SAMPLE_LINES]
+
+
+def next_commands(checkpoint: str) -> list[str]:
+    """What to try now; in a virtual environment that is not on PATH, with the way into it."""
+    environment = Path(sys.prefix)
+    inside = sys.prefix != sys.base_prefix and environment.is_relative_to(Path.cwd())
+    first = f". {environment.relative_to(Path.cwd())}/bin/activate" if inside else None
+    commands = {
+        "your own text": "make quickstart CORPUS=my.jsonl",
+        **({"for the next two": first} if first else {}),
+        "more samples": f"python tools/generate.py --load {checkpoint} --prompt 'def read_lines('",
+        "a bigger model": "deepspeed pretrain_gpt.py --ds-config examples/ds_slw.json --dry-run",
+    }
+    return [f"{'' if n else 'Next:':<5} {what:<17} {command}" for n, (what, command) in enumerate(commands.items())]
 
 
 def figures_table(summary: Mapping[str, Any]) -> Table:

@@ -13,11 +13,9 @@ from megatron_slw.data.indexed import IndexedDataset
 from megatron_slw.evaluation.baselines import gzip_bits_per_byte, unigram_bits_per_byte
 from megatron_slw.train.metrics import read_metrics
 
-FORMULA = (
-    "-log p of every held-out token (those that end documents too) in nats / ln 2 / UTF-8 bytes of the text"
-)
-SAMPLE_TOKENS = 100
-SAMPLE_PROMPTS = ('"""', "import ", "class ")
+FORMULA = "-log p of every held-out token (those that end documents too) in nats / ln 2 / UTF-8 bytes of the text"
+SAMPLE_TOKENS = 80
+SAMPLE_PROMPTS = ("def get_path(self, name", "class ParseError(", "    def __init__(self")
 
 
 def training_figures(metrics: Path) -> dict[str, Any]:
@@ -54,16 +52,12 @@ def held_out_figures(checkpoint: Path, dataset: Path, texts: Sequence[str]) -> d
     joined = "".join(texts).encode()
     sidecar = tokens.sidecar
     if sidecar is None or sidecar.tokenizer is None or sidecar.text_bytes != len(joined):
-        raise ConfigError(
-            f"{dataset} is not of the {len(joined):,} bytes that were held out. Remove its folder."
-        )
+        raise ConfigError(f"{dataset} is not of the {len(joined):,} bytes that were held out. Remove its folder.")
     loaded = load_model(checkpoint)
     # Training saw an end-of-document token before each document; here it is the first one's context.
     stream = np.concatenate([[sidecar.tokenizer.eod_id], tokens.tokens])
     model = loaded.config.model
-    score = score_stream(
-        loaded.model, stream, vocab_size=sidecar.tokenizer.vocab_size, length=model.seq_length
-    )
+    score = score_stream(loaded.model, stream, vocab_size=sidecar.tokenizer.vocab_size, length=model.seq_length)
     return {
         "val_bits_per_byte": round(bits_per_byte(score.nats, len(joined)), 4),
         "gzip_bits_per_byte": round(gzip_bits_per_byte(joined), 4),

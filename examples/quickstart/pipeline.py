@@ -117,9 +117,7 @@ class Quickstart:
             for text, prefix in ((self.train_text, "train"), (self.held_out_text, "held_out")):
                 output = self.settings.data / prefix
                 flags = ["--tokenizer-type", "HuggingFaceTokenizer", "--tokenizer-model", self.tokenizer]
-                run_tool(
-                    "preprocess_data", ["--input", text, "--output-prefix", output, *flags, "--append-eod"]
-                )
+                run_tool("preprocess_data", ["--input", text, "--output-prefix", output, *flags, "--append-eod"])
             train, held_out = sidecar_of(self.train_data), sidecar_of(self.held_out_data)
             tokens, size = (
                 train.tokens + held_out.tokens,
@@ -154,11 +152,11 @@ class Quickstart:
         metrics = self.settings.run / FILE_NAME
 
         def make() -> Facts:
+            self._announce("pretrain", describe(config, training.total_steps))
             self._note(training.shown_command)
             train(training, self._note)
             return {"parameters": parameters(config.model), **figures.training_figures(metrics)}
 
-        self._announce("pretrain", describe(config, training.total_steps))
         return self._step(
             self.run_stamps,
             "pretrain",
@@ -195,13 +193,13 @@ class Quickstart:
         training, _ = self.training(vocabulary_of(sidecar_of(self.train_data)))
         run, checkpoint = self.settings.run, training.final_checkpoint
         picture, summary_path = run / "report.png", run / "summary.json"
+        prompts: Sequence[str] = figures.SAMPLE_PROMPTS
+        if self.settings.corpus is not None:
+            prompts = [figures.first_words(t) for t in corpus.read_texts(self.held_out_text)[:3]]
 
         def make() -> Facts:
             start = time.monotonic()
             draw_run(run, picture)
-            prompts: Sequence[str] = figures.SAMPLE_PROMPTS
-            if self.settings.corpus is not None:
-                prompts = [figures.first_words(t) for t in corpus.read_texts(self.held_out_text)[:3]]
             samples = figures.write_samples(checkpoint, self.train_data, prompts)
             seconds = {**self.seconds, "report": round(time.monotonic() - start, 1)}
             files = {
@@ -224,7 +222,7 @@ class Quickstart:
             write_json(summary_path, summary)
             return {}
 
-        inputs = {"facts": text_sha256(json.dumps(facts, sort_keys=True)), "run": str(run)}
+        inputs = {"facts": text_sha256(json.dumps([facts, *prompts], sort_keys=True)), "run": str(run)}
         outputs = [picture, summary_path]
         self._step(self.run_stamps, "report", inputs, outputs, make, lambda _: f"{picture}   {summary_path}")
         return json.loads(summary_path.read_text(encoding="utf-8"))
@@ -249,9 +247,7 @@ class Quickstart:
         started = self.run_stamps.read("started")
         if (run / "checkpoints").exists() and (started is None or started.inputs != inputs):
             aside = next(
-                path
-                for n in range(1, 10**6)
-                if not (path := run.with_name(f"{run.name}-before-{n}")).exists()
+                path for n in range(1, 10**6) if not (path := run.with_name(f"{run.name}-before-{n}")).exists()
             )
             run.rename(aside)
             self._note(f"{run} held a run of another text or model; it is now {aside}")
@@ -320,9 +316,7 @@ def sidecar_of(prefix: Path) -> Sidecar:
     """What preprocess_data.py wrote beside a dataset."""
     sidecar = read_sidecar(dataset_paths(prefix).sidecar)
     if sidecar is None:
-        raise ConfigError(
-            f"{prefix}.json is not what preprocess_data.py writes. Remove its folder and run again."
-        )
+        raise ConfigError(f"{prefix}.json is not what preprocess_data.py writes. Remove its folder and run again.")
     return sidecar
 
 

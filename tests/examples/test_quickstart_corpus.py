@@ -108,9 +108,7 @@ def test_users_file(tmp_path: Path) -> None:
 
 
 def test_written_files_hold_name_and_text(tmp_path: Path) -> None:
-    write_split(
-        partial(iter, [Document("a", "x", "a"), Document("b", "y", "b")]), tmp_path / "t", tmp_path / "h"
-    )
+    write_split(partial(iter, [Document("a", "x", "a"), Document("b", "y", "b")]), tmp_path / "t", tmp_path / "h")
     lines = [json.loads(line) for name in "th" for line in (tmp_path / name).read_text().splitlines()]
     assert sorted(lines, key=lambda line: line["name"]) == [
         {"name": "a", "text": "x"},

@@ -53,9 +53,7 @@ def test_miniature_under_the_real_launcher(
     assert (summary["steps"], summary["resumed_at_steps"]) == (STEPS, [summary["resumed_at_step"]])
     assert STEPS // 2 <= summary["resumed_at_step"] < STEPS
     assert 0 < summary["val_bits_per_byte"] < summary["unigram_bits_per_byte"]
-    assert {"gzip_bits_per_byte", "tokens", "tokens_per_s", "wall_s", "parameters", "val_loss"} <= set(
-        summary
-    )
+    assert {"gzip_bits_per_byte", "tokens", "tokens_per_s", "wall_s", "parameters", "val_loss"} <= set(summary)
     assert len(summary["samples"]) == 3
     assert all(Path(path).exists() for path in summary["files"].values())
     assert (folder / "report.png").read_bytes().startswith(b"\x89PNG")
@@ -124,6 +122,4 @@ def test_a_wrong_corpus_is_one_line_and_status_2(
 
 def test_a_tool_that_refuses_its_input_is_heard(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="none.jsonl"):
-        pipeline.run_tool(
-            "train_tokenizer", ["--input", "none.jsonl", "--vocab-size", 300, "--output", "x.json"]
-        )
+        pipeline.run_tool("train_tokenizer", ["--input", "none.jsonl", "--vocab-size", 300, "--output", "x.json"])

@@ -63,3 +63,21 @@ def test_leftovers_of_a_run_directory(launcher: subprocess.Popen[str], tmp_path:
 def test_session_of_nobody() -> None:
     assert training.members(2**22 + 1) == []
     training.end_session(2**22 + 1)
+
+
+@pytest.mark.parametrize(
+    ("content", "step"),
+    [
+        (None, 0),
+        ("", 0),
+        ('{"step": 1, "loss": 2.0}\n', 1),
+        ('{"step": 1}\n{"step": 2}\n{"st', 2),
+        ('{"step": 1}\n{"step": 2}', 1),
+        ('{"step": 7, "x": "' + "y" * 5000 + '"}\n', 0),
+        ('{"step": 7, "x": "' + "y" * 5000 + '"}\n{"step": 8}\n', 8),
+    ],
+)
+def test_newest_step(tmp_path: Path, content: str | None, step: int) -> None:
+    if content is not None:
+        (tmp_path / "metrics.jsonl").write_text(content)
+    assert training.last_step(tmp_path) == step

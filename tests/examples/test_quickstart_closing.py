@@ -1,0 +1,80 @@
+"""The closing words hold the figures, and samples cannot disturb a terminal."""
+
+from __future__ import annotations
+
+import io
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import closing
+import figures
+import pytest
+from rich.console import Console
+
+SUMMARY: dict[str, Any] = {
+    "corpus": {"name": "my.jsonl", "documents": 1200, "held_out": 60},
+    "parameters": 3_401_856,
+    "steps": 1300,
+    "tokens": 1_914_624,
+    "tokens_per_s": 6512.3,
+    "train_s": 290.0,
+    "wall_s": 340.0,
+    "val_bits_per_byte": 1.7,
+    "gzip_bits_per_byte": 1.9,
+    "unigram_bits_per_byte": 4.8,
+    "below_gzip": True,
+    "files": {"summary": "runs/q/summary.json", "checkpoint": "runs/q/checkpoints/step_001300"},
+    "samples": ["def f(\x1b[31mx):\n\n\n\treturn x" + "\nmore" * 20, "[bold]is no markup[/bold]"],
+}
+
+
+def printed(summary: dict[str, Any]) -> str:
+    """What a log file of 80 columns gets."""
+    console = Console(file=io.StringIO(), width=80, highlight=False)
+    closing.print_closing(summary, console)
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue()
+
+
+def test_figures_are_there() -> None:
+    text = printed(SUMMARY)
+    for part in ("1.700 bits/byte, below gzip -9: 1.900 (-10.5 %)", "1,300 steps", "6,512 tokens/s", "5:40", "1,200"):
+        assert part in text, part
+    assert "runs/q/summary.json" in text and "CORPUS=my.jsonl" in text
+    assert "NOT below gzip" in printed({**SUMMARY, "below_gzip": False})
+
+
+def test_samples_are_short_and_harmless() -> None:
+    text = printed(SUMMARY)
+    assert "\x1b" not in text
+    assert "[bold]is no markup[/bold]" in text
+    assert text.count("more") == closing.SAMPLE_LINES - 2 + 1  # one in "more samples"
+
+
+def test_way_into_the_environment_is_shown_where_there_is_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "base_prefix", "/usr")
+    monkeypatch.setattr(sys, "prefix", str(tmp_path / ".venv"))
+    assert any(". .venv/bin/activate" in line for line in closing.next_commands("x"))
+    monkeypatch.setattr(sys, "prefix", "/elsewhere")
+    assert not any("activate" in line for line in closing.next_commands("x"))
+
+
+def test_training_figures_count_every_resume(tmp_path: Path) -> None:
+    lines: list[dict[str, Any]] = []
+    for step in range(1, 5):
+        lines.append({"step": step, "tokens": 100 * step, "step_time_s": 0.5})
+        if step == 3:
+            lines[-1]["resumed"] = True
+    lines.append({"step": 4, "tokens": 400, "val_loss": 4.5})
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    found = figures.training_figures(tmp_path / "metrics.jsonl")
+    assert (found["steps"], found["tokens"], found["tokens_per_s"], found["val_loss"]) == (4, 400, 200.0, 4.5)
+    assert (found["resumed_at_step"], found["resumed_at_steps"]) == (2, [2])
+
+
+def test_prompt_of_a_text() -> None:
+    assert figures.first_words("  one two\nthree  four five") == "one two three four"
+    assert figures.first_words("x" * 100) == "x" * 40
