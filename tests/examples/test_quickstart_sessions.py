@@ -81,3 +81,38 @@ def test_newest_step(tmp_path: Path, content: str | None, step: int) -> None:
     if content is not None:
         (tmp_path / "metrics.jsonl").write_text(content)
     assert training.last_step(tmp_path) == step
+
+
+PRETEND = """
+import json, pathlib, sys
+run = pathlib.Path(sys.argv[2])
+(run / "checkpoints" / f"step_{int(sys.argv[3]):06d}").mkdir(parents=True)
+(run / "checkpoints" / f"step_{int(sys.argv[3]):06d}" / "manifest.json").write_text("{}")
+(run / "metrics.jsonl").write_text('{"step": %s}\\n' % sys.argv[3])
+sys.exit(int(sys.argv[4]))
+"""
+
+
+@pytest.mark.parametrize(
+    ("saved", "status", "stop_at", "outcome"),
+    [
+        (10, 0, None, ""),
+        (10, 7, None, "status 7 after step 10 was saved"),
+        (6, 7, 5, "status 7 after step 6 was saved"),
+        (6, 0, None, "status 0 at step 6, before step 10"),
+        (4, 7, 5, "status 7 at step 4, before step 5"),
+    ],
+)
+def test_what_counts_is_the_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, saved: int, status: int, stop_at: int | None, outcome: str
+) -> None:
+    command = [sys.executable, "-c", PRETEND, "pretrain_gpt.py", str(tmp_path / "run"), str(saved), str(status)]
+    monkeypatch.setattr(training.Training, "command", command)
+    job = training.Training(tmp_path / "x.json", (), tmp_path / "run", total_steps=10)
+    said: list[str] = []
+    if "before" in outcome:
+        with pytest.raises(training.TrainingFailed, match=outcome):
+            training.launch(job, said.append, stop_at)
+    else:
+        training.launch(job, said.append, stop_at)
+        assert [line.removeprefix("the launcher ended with ") for line in said] == ([outcome] if outcome else [])
