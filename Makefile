@@ -7,7 +7,7 @@ PYTEST_ARGS ?=
 VENV := .venv
 BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check
-# DeepSpeed finds its launcher's and compiler's helpers (ninja) by PATH.
+# DeepSpeed finds its launcher and ninja by PATH.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .PHONY: quickstart test lint clean
