@@ -42,7 +42,7 @@ def evaluate(args: argparse.Namespace) -> dict[str, float | int]:
     length = loaded.config.model.seq_length
     if not 0 <= args.overlap < length:
         raise ConfigError(f"--overlap must be 0 or more and below the model's length {length}.")
-    tokenizer = dataset_tokenizer(args.dataset or loaded.config.data.path, args.tokenizer_dir)
+    tokenizer = dataset_tokenizer(args.dataset or loaded.config.data.corpora[0].prefix, args.tokenizer_dir)
     stream, text_bytes, count = document_stream(tokenizer, read_documents(args.data, args.json_key))
     if len(stream) < 2:
         raise ConfigError(f"{args.data} has no text to score.")

@@ -40,7 +40,7 @@ def continuations(args: argparse.Namespace) -> Iterator[str]:
     except ValueError as error:
         raise ConfigError(f"{error}.") from None
     loaded = load_model(args.load, args.device)
-    tokenizer = dataset_tokenizer(args.dataset or loaded.config.data.path, args.tokenizer_dir)
+    tokenizer = dataset_tokenizer(args.dataset or loaded.config.data.corpora[0].prefix, args.tokenizer_dir)
     for sampling in samplings:
         yield generate_text(loaded.model, loaded.config.model, tokenizer, args.prompt, args.tokens, sampling)
 

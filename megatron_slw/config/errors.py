@@ -103,6 +103,8 @@ def _sentence(where: str, kind: str, value: Any, context: dict[str, Any]) -> str
         wanted = f"less than {context['lt']}"
     elif kind == "literal_error":
         wanted = str(context["expected"]).replace("'", '"')
+    elif kind == "wanted":  # a validator of ours
+        wanted = str(context["wanted"])
     elif kind in ("too_long", "too_short"):
         length = context.get("max_length") or context.get("min_length")
         wanted = f"a list of {length} values"

@@ -7,9 +7,12 @@ same object. Nothing here imports torch, so `--dry-run` answers at once.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+import math
+from fractions import Fraction
+from typing import Annotated, Any, Literal, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, PlainValidator
+from pydantic_core import PydanticCustomError
 
 PositiveInt = Annotated[int, Field(gt=0, strict=True)]
 NonNegativeInt = Annotated[int, Field(ge=0, strict=True)]
@@ -26,6 +29,39 @@ class Section(BaseModel):
     """A frozen group of settings; an unknown key is an error."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Corpus(NamedTuple):
+    """One of the datasets that are trained on."""
+
+    prefix: str
+    weight: Fraction
+    """Its share of the samples, on the scale of the other weights."""
+
+
+def _read_data_path(value: Any) -> str | tuple[float | str, ...]:
+    """A prefix, or weights and prefixes in turn; pydantic's own union would name the fault of each form."""
+    if isinstance(value, str) and value:
+        return value
+    if not isinstance(value, list | tuple):
+        kind = "string_too_short" if isinstance(value, str) else "string_type"
+        raise PydanticCustomError(kind, "not a prefix")
+    weights, prefixes = value[::2], value[1::2]
+    numbers = all(type(weight) in (int, float) and math.isfinite(weight) and weight > 0 for weight in weights)
+    names = all(isinstance(prefix, str) and prefix for prefix in prefixes)
+    if not value or len(value) % 2 or not numbers or not names:
+        wanted = 'a list of weights above 0 and prefixes in turn, like [0.3, "a", 0.7, "b"]'
+        raise PydanticCustomError("wanted", "not a blend", {"wanted": wanted})
+    if len(set(prefixes)) < len(prefixes):
+        raise PydanticCustomError("wanted", "not a blend", {"wanted": "a list with each prefix once"})
+    return tuple(value)
+
+
+def _write_data_path(value: str | tuple[float | str, ...]) -> Any:
+    return value  # pydantic's own would look for the member of the union, and warn
+
+
+DataPath = Annotated[str | tuple[float | str, ...], PlainValidator(_read_data_path), PlainSerializer(_write_data_path)]
 
 
 class ModelConfig(Section):
@@ -76,12 +112,22 @@ class ParallelConfig(Section):
 class DataConfig(Section):
     """Which token datasets are read."""
 
-    path: Text
-    """Prefix of a .bin/.idx pair, as preprocess_data.py writes it."""
+    path: DataPath
+    """Prefix of a .bin/.idx pair, as preprocess_data.py writes it; or weights and prefixes in turn, a blend."""
     valid_path: Text | None = None
     """Prefix of a separate validation set; None splits `path`."""
     split: Text = "949,50,1"
-    """Train, validation, test shares of the documents of `path`; without a valid_path."""
+    """Train, validation, test shares of the documents of each corpus of `path`; without a valid_path."""
+    allow_changed: Switch = False
+    """Resume although data, blend, split, seed or length are not those the checkpoint was trained with."""
+
+    @property
+    def corpora(self) -> tuple[Corpus, ...]:
+        """The datasets of `path`. A weight is the decimal number that was written, exactly."""
+        if isinstance(self.path, str):
+            return (Corpus(self.path, Fraction(1)),)
+        pairs = zip(self.path[::2], self.path[1::2], strict=True)
+        return tuple(Corpus(str(prefix), Fraction(str(weight))) for weight, prefix in pairs)
 
 
 class TrainingConfig(Section):

@@ -1,17 +1,19 @@
 """Which samples a step trains, and their tokens: a pure function of the step and the seed.
 
-Sample i of a run is window permute(i mod n) of epoch i // n, with an order of its own in each epoch. So the
-position in the data is the number of samples trained before, there is no state to save, and any split of a
-global batch over ranks is the same batch.
+Sample i of a corpus of n windows is window permute(i mod n) of epoch i // n, with an order of its own in each
+epoch; a blend says which corpus's turn it is. So the position in the data is the number of samples trained before,
+there is no state to save, and any split of a global batch over ranks is the same batch.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from megatron_slw.data.blend import BlendedWindows, parts_of
 from megatron_slw.data.permutation import permutation_key, permute
 from megatron_slw.data.windows import Windows
 
@@ -34,11 +36,11 @@ class TrainLoader:
     """Reads the training samples of any step, in any order of steps.
 
     Args:
-        windows: the training split.
+        windows: the training split, of one corpus or of several.
         seed: chooses the order of every epoch.
     """
 
-    def __init__(self, windows: Windows, seed: int) -> None:
+    def __init__(self, windows: Windows | BlendedWindows, seed: int) -> None:
         self.windows = windows
         self.seed = seed
 
@@ -53,27 +55,33 @@ class TrainLoader:
         if step.rows % dp_size or not 0 <= dp_rank < dp_size:
             raise ValueError(f"{step.rows} rows cannot be shared: rank {dp_rank} of {dp_size}")
         count = step.rows // dp_size
-        index = self.sample_windows(step.samples_before + dp_rank * count, count)
-        return _blocks(self.windows.gather(index, step.seq_len))
+        return _blocks(_gather(self.windows, step.samples_before + dp_rank * count, count, step.seq_len, self._order))
 
-    def sample_windows(self, first: int, count: int) -> np.ndarray:
-        """Return the windows of the samples [first, first + count) of the run: int64 of shape (count,)."""
-        size = len(self.windows)
+    def sample_windows(self, first: int, count: int, corpus: int = 0) -> np.ndarray:
+        """Return the windows of the samples [first, first + count) of one corpus: int64 of shape (count,)."""
+        return self._order(corpus, first, count)
+
+    def _order(self, corpus: int, first: int, count: int) -> np.ndarray:
+        size = len(parts_of(self.windows)[corpus])
+        salt = f"train/{corpus}" if corpus else "train"  # corpora of one size must not go in step
         index = np.empty(count, np.int64)
         done = 0
         while done < count:
             epoch, position = divmod(first + done, size)
             part = min(size - position, count - done)
-            key = permutation_key(self.seed, epoch, "train")
+            key = permutation_key(self.seed, epoch, salt)
             index[done : done + part] = permute(np.arange(position, position + part), size, key)
             done += part
         return index
 
 
 class ValidLoader:
-    """Reads the windows of a validation or test split in order and at full length."""
+    """Reads the windows of a validation or test split in order and at full length, none of them twice.
 
-    def __init__(self, windows: Windows) -> None:
+    Of a blend it gives each corpus's share, so it ends with the first corpus that has no more windows.
+    """
+
+    def __init__(self, windows: Windows | BlendedWindows) -> None:
         self.windows = windows
 
     def __len__(self) -> int:
@@ -87,7 +95,33 @@ class ValidLoader:
         """
         if not 0 <= first <= first + count <= len(self):
             raise ValueError(f"windows {first} to {first + count} are not in [0, {len(self)})")
-        return _blocks(self.windows.gather(np.arange(first, first + count), self.windows.length))
+        return _blocks(_gather(self.windows, first, count, self.windows.length, _in_order))
+
+
+def _in_order(corpus: int, first: int, count: int) -> np.ndarray:
+    return np.arange(first, first + count)
+
+
+def _gather(
+    windows: Windows | BlendedWindows,
+    first: int,
+    count: int,
+    length: int,
+    order: Callable[[int, int, int], np.ndarray],
+) -> np.ndarray:
+    """The first `length` + 1 tokens of the samples [first, first + count), shape (count, length + 1).
+
+    order(corpus, first, count) says which windows the samples of one corpus are.
+    """
+    if isinstance(windows, Windows):
+        return windows.gather(order(0, first, count), length)
+    corpus, number = windows.blend.assign(first, count)
+    rows_BT = np.empty((count, length + 1), windows.dtype)
+    for index, part in enumerate(windows.parts):
+        rows = np.flatnonzero(corpus == index)
+        if len(rows):
+            rows_BT[rows] = part.gather(order(index, int(number[rows[0]]), len(rows)), length)
+    return rows_BT
 
 
 def _blocks(rows_BT: np.ndarray) -> Blocks:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from megatron_slw.config.errors import ConfigError
@@ -48,6 +50,25 @@ def require_same_tokenizer(first: IndexedDataset, second: IndexedDataset) -> Non
         f"{first.prefix} was made with {one.name} (SHA-256 {one.sha256[:12]}), but {second.prefix} with "
         f"{other.name} ({other.sha256[:12]}). Make both with the same tokenizer."
     )
+
+
+def shared_vocab_size(datasets: Sequence[IndexedDataset], vocab_size: int | None) -> int:
+    """Return the model's vocabulary size for datasets that must all have the same tokenizer.
+
+    The ids of a dataset without a sidecar are read and checked instead; only where `vocab_size` is not set, either, do
+    the sidecars of the others say how large they may be.
+
+    Raises:
+        ConfigError: two tokenizers differ, a tokenizer or an id does not fit, or nothing says the size.
+    """
+    vouched = [dataset for dataset in datasets if dataset.sidecar and dataset.sidecar.tokenizer]
+    others = [dataset for dataset in datasets if not (dataset.sidecar and dataset.sidecar.tokenizer)]
+    for dataset in vouched[1:]:
+        require_same_tokenizer(vouched[0], dataset)
+    size = resolve_vocab_size([*vouched, *others][0], vocab_size)
+    for dataset in others:
+        check_ids(dataset, size)
+    return size
 
 
 def check_ids(dataset: IndexedDataset, vocab_size: int) -> None:

@@ -77,20 +77,27 @@ class Windows:
         return rows_WT[index]
 
 
-def open_windows(data: DataConfig, seq_length: int, name: SplitName) -> Windows:
-    """Open the dataset of one split and return its windows of `seq_length` labels.
+def open_windows(data: DataConfig, seq_length: int, name: SplitName, prefix: str | None = None) -> Windows:
+    """Open one corpus and return its windows of one split, of `seq_length` labels each.
 
     With data.valid_path, all of data.path is trained and all of data.valid_path validated.
+
+    Args:
+        data: which datasets, and how they are split.
+        seq_length: N.
+        name: the split.
+        prefix: the corpus; None is the first of data.path.
 
     Raises:
         ConfigError: a dataset is missing or damaged, data.split is not valid, or the split is too small.
     """
+    prefix = data.corpora[0].prefix if prefix is None else prefix
     if data.valid_path is not None:
         if name == "test":
             raise ConfigError("data.valid_path is set, so data.split is not used and there is no test set.")
-        dataset = IndexedDataset(data.path if name == "train" else data.valid_path)
+        dataset = IndexedDataset(prefix if name == "train" else data.valid_path)
         return Windows(dataset, "the whole dataset", dataset.tokens, seq_length)
-    dataset = IndexedDataset(data.path)
+    dataset = IndexedDataset(prefix)
     bounds = split_bounds(data.split, dataset.num_documents)
     part = SPLIT_NAMES.index(name)
     first, last = bounds[part], bounds[part + 1]

@@ -30,7 +30,8 @@ def main(path: str, overrides: Sequence[str], world_size: int, as_json: bool) ->
     try:
         config = load_config(path, overrides, world_size)
         if config.model.vocab_size is None:
-            config = with_vocab_size(config, resolve_vocab_size(IndexedDataset(config.data.path), None))
+            dataset = IndexedDataset(config.data.corpora[0].prefix)
+            config = with_vocab_size(config, resolve_vocab_size(dataset, None))
         report = dry_run(config, compile_plan(config), name=Path(path).name)
     except ConfigError as error:
         print(error, file=sys.stderr)

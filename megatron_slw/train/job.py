@@ -7,7 +7,6 @@ import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -20,9 +19,11 @@ from megatron_slw.checkpoint.save import SaveError
 from megatron_slw.config.errors import ConfigError
 from megatron_slw.config.load import load_config, to_json, with_vocab_size
 from megatron_slw.config.schema import RunConfig
+from megatron_slw.data.blend import BlendedWindows, open_samples, parts_of
+from megatron_slw.data.fingerprint import difference, fingerprint
 from megatron_slw.data.loader import TrainLoader, ValidLoader
-from megatron_slw.data.vocabulary import check_ids, require_same_tokenizer, resolve_vocab_size
-from megatron_slw.data.windows import Windows, open_windows
+from megatron_slw.data.vocabulary import shared_vocab_size
+from megatron_slw.data.windows import Windows
 from megatron_slw.model.init import initial_value
 from megatron_slw.parallel.groups import Groups, Launch, build_groups, check_precision, init_distributed, read_launch
 from megatron_slw.parallel.sharding import Shard
@@ -69,21 +70,20 @@ def build_job(config: RunConfig, groups: Groups) -> Job:
         ConfigError: data, checkpoint and configuration do not fit each other.
     """
     train_windows, valid_windows = open_data(config)
-    config = with_vocab_size(config, resolve_vocab_size(train_windows.dataset, config.model.vocab_size))
-    _check_datasets(config, train_windows, valid_windows)
+    config = with_vocab_size(config, _vocab_size(config, train_windows, valid_windows))
     plan = compile_plan(config)
     directory = checkpoint_directory(config)
     if groups.rank == 0:
         layout.remove_debris(directory)
     dist.barrier()
     checkpoint = find_checkpoint(config)
-    dataset = dataset_identity(train_windows)
+    dataset = fingerprint(train_windows, config.data, config.training.seed)
     initial: Callable[[Shard], Tensor] = partial(initial_value, model=config.model, seed=config.training.seed)
     start = Progress()
     if checkpoint is not None:
         verify_together(checkpoint, groups)
         check_plan(checkpoint, plan)
-        _check_same_data(checkpoint, dataset)
+        _check_same_data(checkpoint, dataset, config.data.allow_changed, groups.rank)
         start = checkpoint.progress
         initial = partial(_saved_weight, checkpoint)
     engine = Engine(config, groups, initial)
@@ -106,11 +106,11 @@ def build_job(config: RunConfig, groups: Groups) -> Job:
     )
 
 
-def open_data(config: RunConfig) -> tuple[Windows, Windows | None]:
+def open_data(config: RunConfig) -> tuple[Windows | BlendedWindows, Windows | BlendedWindows | None]:
     """Training windows, and validation windows unless evaluation.interval is 0."""
     length = config.model.seq_length
-    train_windows = open_windows(config.data, length, "train")
-    return train_windows, open_windows(config.data, length, "valid") if config.evaluation.interval else None
+    train_windows = open_samples(config.data, length, "train")
+    return train_windows, open_samples(config.data, length, "valid") if config.evaluation.interval else None
 
 
 def checkpoint_directory(config: RunConfig) -> Path:
@@ -133,40 +133,33 @@ def find_checkpoint(config: RunConfig) -> Checkpoint | None:
     return Checkpoint(newest) if newest is not None and not inside else Checkpoint(load)
 
 
-def dataset_identity(windows: Windows) -> dict[str, Any]:
-    """What must be the same for a resume to read the same tokens."""
-    sidecar = windows.dataset.sidecar
-    tokenizer = sidecar.tokenizer if sidecar else None
-    return {
-        "tokens": len(windows.tokens),
-        "documents": windows.dataset.num_documents,
-        "bin_sha256": sidecar.bin_sha256 if sidecar else None,
-        "tokenizer_sha256": tokenizer.sha256 if tokenizer else None,
-    }
-
-
 def _saved_weight(checkpoint: Checkpoint, shard: Shard) -> Tensor:
     return checkpoint.tensor(f"{WEIGHT}/{shard.name}", shard)
 
 
-def _check_datasets(config: RunConfig, train: Windows, valid: Windows | None) -> None:
-    if valid is not None:
-        require_same_tokenizer(train.dataset, valid.dataset)
-    sidecar = train.dataset.sidecar
-    if (sidecar is None or sidecar.tokenizer is None) and config.model.vocab_size is not None:
-        # no tokenizer vouches for the ids
-        check_ids(train.dataset, config.model.vocab_size)
+def _vocab_size(config: RunConfig, train: Windows | BlendedWindows, valid: Windows | BlendedWindows | None) -> int:
+    """The size of the vocabulary that every dataset was made with."""
+    parts = list(parts_of(train))
+    if valid is not None and config.data.valid_path is not None:
+        parts += parts_of(valid)
+    return shared_vocab_size([part.dataset for part in parts], config.model.vocab_size)
 
 
-def _check_same_data(checkpoint: Checkpoint, dataset: dict[str, Any]) -> None:
+def _check_same_data(checkpoint: Checkpoint, dataset: dict[str, object], allow_changed: bool, rank: int) -> None:
+    """Refuse to go on with other data than the checkpoint was trained on, or say so where that is allowed."""
     saved = checkpoint.state["dataset"]
-    if isinstance(saved, dict):
-        for name, value in dataset.items():
-            if saved.get(name) != value:
-                raise ConfigError(
-                    f"{checkpoint} it was trained on data with {name} {saved.get(name)!r:.80}, but data.path has "
-                    f"{value!r:.80}. Point data.path at the same dataset, or start in a new logging.directory."
-                )
+    changed = difference(saved, dataset) if isinstance(saved, dict) else None
+    if changed is None:
+        return
+    name, before, now = changed
+    text = f"{checkpoint} it was trained on a dataset with {name} {before!r:.80}, but this run's has {now!r:.80}."
+    if not allow_changed:
+        raise ConfigError(
+            f"{text} Give data.path, data.split and training.seed as they were, start in a new logging.directory, or "
+            "set data.allow_changed to true to go on regardless."
+        )
+    if rank == 0:
+        print(f"warning: {text} data.allow_changed is set: going on.", file=sys.stderr, flush=True)
 
 
 def _peak_flops(config: RunConfig) -> float | None:

@@ -35,6 +35,7 @@ WORDS = {
     "PositiveFloat": "number > 0",
     "Switch": "true or false",
     "Text": "text",
+    "DataPath": "text or list",
     "None": "null",
 }
 

@@ -9,7 +9,7 @@ import pytest
 
 from megatron_slw.config.errors import ConfigError
 from megatron_slw.data import vocabulary
-from megatron_slw.data.vocabulary import check_ids, require_same_tokenizer, resolve_vocab_size
+from megatron_slw.data.vocabulary import check_ids, require_same_tokenizer, resolve_vocab_size, shared_vocab_size
 from tests.data.token_datasets import INT32, TOKENIZER, write_dataset
 
 
@@ -43,6 +43,19 @@ def test_two_datasets_must_share_their_tokenizer(tmp_path: Path) -> None:
         ConfigError, match=r"train was made with tokenizer.json .*valid with other.json \(cdcd"
     ):
         require_same_tokenizer(train, valid)
+
+
+def test_datasets_of_a_blend_share_one_vocabulary(tmp_path: Path) -> None:
+    small, other = replace(TOKENIZER, vocab_size=50), replace(TOKENIZER, vocab_size=50, sha256="cd" * 32)
+    one = write_dataset(tmp_path / "one", [[1, 49]], tokenizer=small)
+    unknown = write_dataset(tmp_path / "unknown", [[1, 60]], tokenizer=None)
+    foreign = write_dataset(tmp_path / "foreign", [[1]], tokenizer=other)
+    assert shared_vocab_size([one, one], None) == 50
+    assert shared_vocab_size([unknown, one], 61) == 61
+    with pytest.raises(ConfigError, match=r"unknown\.bin: document 0 has token id 60"):
+        shared_vocab_size([unknown, one], None)  # the sidecar of the other says 50
+    with pytest.raises(ConfigError, match=r"one was made with .* but .*foreign with"):
+        shared_vocab_size([unknown, one, foreign], 100)
 
 
 def test_ids_are_checked_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
