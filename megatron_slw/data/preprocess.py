@@ -2,35 +2,33 @@
 
 The parent reads the files in pieces, the workers parse and encode them, and the parent writes what comes
 back in the order in which it was read. No more than a few pieces for each worker are under way at a time, so
-memory does not grow with the corpus.
+memory does not grow with the corpus. Every few seconds what is written is made durable and the place in the
+input saved, so that a run that was killed goes on there.
 """
 
 from __future__ import annotations
 
-import multiprocessing
-import os
-import signal
-import threading
+import json
 import time
-from collections import deque
-from collections.abc import Callable, Generator
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import ExitStack, closing
-from dataclasses import dataclass, field
-from functools import lru_cache
-from multiprocessing.process import BaseProcess
+from collections.abc import Callable
+from concurrent.futures import Executor
+from contextlib import closing
+from dataclasses import asdict, dataclass, field
 
-import numpy as np
-
-from megatron_slw.config.errors import ConfigError
-from megatron_slw.data.corpus import TEXT_ENDINGS, BadTextError, Piece, check_inputs, documents, read_pieces
+from megatron_slw import __version__
+from megatron_slw.config.errors import ConfigError, listing
+from megatron_slw.data.corpus import PIECE_BYTES, TEXT_ENDINGS, check_inputs, read_pieces
+from megatron_slw.data.encode import ON_ERROR, EncodedPiece, EncodeSettings, WorkerDiedError, encoded_pieces
+from megatron_slw.data.inputs import describe_sources, expand_inputs, inputs_state
 from megatron_slw.data.layout import dtype_for
+from megatron_slw.data.resume import DatasetState, RunState, load_state, save_state, state_path
+from megatron_slw.data.shuffle import copy_shuffled
 from megatron_slw.data.sidecar import Sidecar
 from megatron_slw.data.tokenizer import Tokenizer, TokenizerSpec, load_tokenizer
-from megatron_slw.data.writer import IndexedDatasetWriter
+from megatron_slw.data.writer import IndexedDatasetWriter, can_go_on
 
-_PIECES_PER_WORKER = 3
+_COMMIT_SECONDS = 2.0
+_NOTES = 20
 
 
 @dataclass(frozen=True)
@@ -38,11 +36,26 @@ class PreprocessSettings:
     """What to read, how to encode it and where to write it."""
 
     inputs: tuple[str, ...]
+    """Files, folders, patterns or "-", see `inputs.expand_inputs`."""
     output_prefix: str
     tokenizer: TokenizerSpec
     json_keys: tuple[str, ...] = ("text",)
     append_eod: bool = False
     workers: int = 1
+    on_error: str = "fail"
+    split_on_blank_lines: bool = False
+    """Text files are documents with blank lines between them."""
+    shuffle_seed: int | None = None
+    """Order of the documents in the dataset; None is that of the input."""
+
+    @property
+    def encoding(self) -> EncodeSettings:
+        """The part that workers need."""
+        return EncodeSettings(self.tokenizer, self.json_keys, self.append_eod, self.on_error)
+
+    def prefix(self, key: str) -> str:
+        """The dataset of a key."""
+        return f"{self.output_prefix}_{key}_document"
 
 
 @dataclass
@@ -50,153 +63,234 @@ class Counts:
     """What was done so far; `report` callbacks get it after every piece."""
 
     total_bytes: int
-    """Size of the input files."""
+    """Size of the input files; 0 where standard input is among them."""
     read_bytes: int = 0
     documents: int = 0
     tokens: int = 0
     start: float = field(default_factory=time.monotonic)
-
-
-@dataclass(frozen=True)
-class Encoded:
-    """The documents of one key in one piece."""
-
-    tokens: np.ndarray
-    lengths: np.ndarray
-    text_bytes: int
-    empty: int
+    earlier_bytes: int = 0
+    """Read by a run before this one, which it goes on from."""
+    earlier_tokens: int = 0
 
 
 def preprocess(
-    settings: PreprocessSettings, report: Callable[[Counts], None] = lambda counts: None
+    settings: PreprocessSettings,
+    report: Callable[[Counts], None] = lambda counts: None,
+    say: Callable[[str], None] = lambda line: None,
+    executor: Executor | None = None,
 ) -> dict[str, Sidecar]:
     """Write one dataset for each JSON key, at OUTPUT_PREFIX_KEY_document; return what their sidecars say.
 
-    Empty documents are left out and counted. On any failure nothing is left of the datasets, and older ones
-    of the same name stay as they were.
+    Empty documents are left out and counted. Until all is done, older datasets of the same name stay as they were.
+    A run that was killed, or stopped by anything but its input, leaves what it wrote under temporary names, and the
+    next run with equal settings and files goes on there; `workers` may differ.
+
+    Args:
+        settings: the command.
+        report: called after every piece.
+        say: called with each line for the user.
+        executor: where pieces are encoded, with `settings.workers` workers, instead of a pool of this machine.
 
     Raises:
         ConfigError: a setting, tokenizer or document that cannot be used; documents by file and line.
     """
-    counts = Counts(_check(settings))
+    paths = expand_inputs(settings.inputs)
+    size = _check(settings, paths)
     tokenizer = load_tokenizer(settings.tokenizer)
     if settings.append_eod and tokenizer.info.eod_id is None:
         raise ConfigError(f"--append-eod is set, but {tokenizer.info.name} has no end-of-document token.")
-    dtype = dtype_for(tokenizer.info.vocab_size)
-    with ExitStack() as stack:
-        writers = {
-            key: stack.enter_context(IndexedDatasetWriter(f"{settings.output_prefix}_{key}_document", dtype))
-            for key in settings.json_keys
-        }
-        text_bytes, empty = dict.fromkeys(writers, 0), dict.fromkeys(writers, 0)
-        encoded_pieces = stack.enter_context(closing(_encoded_pieces(settings, tokenizer)))
-        for piece_read, encoded in encoded_pieces:
-            for key, part in zip(settings.json_keys, encoded, strict=True):
-                writers[key].add_documents(part.tokens, part.lengths)
-                text_bytes[key] += part.text_bytes
-                empty[key] += part.empty
-                counts.documents += len(part.lengths)
-                counts.tokens += len(part.tokens)
-            counts.read_bytes = piece_read
-            report(counts)
-        if counts.documents == 0:
+    run = _Run(settings, paths, size, tokenizer, say)
+    try:
+        run.encode(report, executor)
+        if not any(dataset.documents for dataset in run.state.datasets.values()):
             raise ConfigError(f"{', '.join(settings.inputs)}: there is no text in --input.")
-        return {
-            key: writer.finish(tokenizer.info, text_bytes[key], empty[key]) for key, writer in writers.items()
-        }
+        return run.publish()
+    except WorkerDiedError:
+        run.leave()
+        raise
+    except ConfigError:
+        run.throw_away()
+        raise
+    except BaseException:
+        run.leave()
+        raise
 
 
-def encode_piece(settings: PreprocessSettings, tokenizer: Tokenizer, piece: Piece) -> list[Encoded] | str:
-    """Encode the documents of a piece, for each key; or say what is wrong with the first bad one."""
-    texts: list[list[str]] = [[] for _ in settings.json_keys]
-    for number, line in enumerate(piece.lines, piece.first_line):
+def resumable(settings: PreprocessSettings) -> bool:
+    """Whether an unfinished run of these settings left something to go on from."""
+    return state_path(settings.prefix(settings.json_keys[0])).exists()
+
+
+class _Run:
+    """The writers of a run and where it is."""
+
+    def __init__(
+        self,
+        settings: PreprocessSettings,
+        paths: tuple[str, ...],
+        size: int,
+        tokenizer: Tokenizer,
+        say: Callable[[str], None],
+    ) -> None:
+        self.settings, self.paths, self.tokenizer, self._say = settings, paths, tokenizer, say
+        self.counts = Counts(size)
+        self._dtype = dtype_for(tokenizer.info.vocab_size)
+        self._state_path = state_path(settings.prefix(settings.json_keys[0]))
+        self._identity = _identity(settings, paths, tokenizer)
+        state = self._earlier_state()
+        self.state = state or RunState({key: DatasetState() for key in settings.json_keys})
+        self._noted = 0
+        self._writers: dict[str, IndexedDatasetWriter] = {}
         try:
-            parts = documents(piece.path, line, settings.json_keys)
-        except BadTextError as error:
-            return error.sentence(piece.path, number)
-        for column, text in zip(texts, parts or (), strict=False):
-            column.append(text)
-    eod = [tokenizer.info.eod_id] if settings.append_eod and tokenizer.info.eod_id is not None else []
-    dtype = dtype_for(tokenizer.info.vocab_size)
-    return [_encode(tokenizer, column, eod, dtype) for column in texts]
+            for key, dataset in self.state.datasets.items():
+                going_on = dataset.committed if state else None
+                self._writers[key] = IndexedDatasetWriter(settings.prefix(key), self._dtype, going_on)
+        except BaseException:
+            self._close()
+            raise
+        if state is None:
+            self._state_path.unlink(missing_ok=True)
+
+    def encode(self, report: Callable[[Counts], None], executor: Executor | None) -> None:
+        """Read, encode and write what is left."""
+        settings = self.settings
+        pieces = read_pieces(
+            self.paths, PIECE_BYTES, self.state.position, settings.json_keys, settings.split_on_blank_lines
+        )
+        results = encoded_pieces(settings.encoding, self.tokenizer, pieces, settings.workers, executor)
+        committed = time.monotonic()
+        with closing(results):
+            for result in results:
+                self._write(result)
+                report(self.counts)
+                if self._identity is not None and time.monotonic() - committed >= _COMMIT_SECONDS:
+                    self._commit()
+                    committed = time.monotonic()
+        if self._noted > _NOTES:
+            self._say(f"{self._noted - _NOTES:,} more documents were not as they should be.")
+
+    def publish(self) -> dict[str, Sidecar]:
+        """Put the finished datasets in place."""
+        if self._identity is not None:
+            self._commit()
+        sidecars = {key: self._publish(key, writer) for key, writer in self._writers.items()}
+        self._state_path.unlink(missing_ok=True)
+        for writer in self._writers.values():
+            writer.clean_up()
+        return sidecars
+
+    def leave(self) -> None:
+        """Stop, and leave to the next run what this one has done."""
+        if self._state_path.exists():
+            self._close()
+        else:
+            self.throw_away()
+
+    def throw_away(self) -> None:
+        """Stop, and leave nothing."""
+        self._state_path.unlink(missing_ok=True)
+        for writer in self._writers.values():
+            writer.abort()
+
+    def _publish(self, key: str, writer: IndexedDatasetWriter) -> Sidecar:
+        dataset, seed = self.state.datasets[key], self.settings.shuffle_seed
+        facts = Sidecar(
+            self.tokenizer.info,
+            0,
+            dataset.empty,
+            0,
+            dataset.text_bytes,
+            "",
+            "",
+            dict(sorted(self.state.skipped.items())),
+            self.state.replaced,
+            seed,
+            describe_sources(self.paths),
+        )
+        if seed is None:
+            return writer.publish(facts)
+        self._say(f"shuffling {writer.documents:,} documents.")
+        with IndexedDatasetWriter(self.settings.prefix(key), self._dtype, temporary=".shuffled.partial") as shuffled:
+            copy_shuffled(writer, shuffled, seed)
+            return shuffled.publish(facts)
+
+    def _write(self, result: EncodedPiece) -> None:
+        if result.fault is not None:
+            raise ConfigError(f"{result.fault} With --on-error skip or replace it would not end the run.")
+        for note in result.notes[: max(_NOTES - self._noted, 0)]:
+            self._say(note)
+        self._noted += sum(result.skipped.values()) + result.replaced
+        for key, part in zip(self.settings.json_keys, result.keys, strict=True):
+            self._writers[key].add_documents(part.tokens, part.lengths)
+            dataset = self.state.datasets[key]
+            dataset.documents += len(part.lengths)
+            dataset.tokens += len(part.tokens)
+            dataset.text_bytes += part.text_bytes
+            dataset.empty += part.empty
+            self.counts.documents += len(part.lengths)
+            self.counts.tokens += len(part.tokens)
+        for kind, number in result.skipped.items():
+            self.state.skipped[kind] = self.state.skipped.get(kind, 0) + number
+        self.state.replaced += result.replaced
+        self.state.position, self.state.read = result.end, result.read
+        self.counts.read_bytes = result.read
+
+    def _commit(self) -> None:
+        for writer in self._writers.values():
+            writer.commit()
+        save_state(self._state_path, self._identity or {}, self.state)
+
+    def _earlier_state(self) -> RunState | None:
+        """What to go on from; says so, or why not."""
+        state, reason = load_state(self._state_path, self._identity or {"the inputs": "standard input"})
+        if state is not None:
+            for key, dataset in state.datasets.items():
+                if not can_go_on(self.settings.prefix(key), self._dtype, dataset.committed):
+                    state, reason = None, f"temporary files of {self.settings.prefix(key)} are missing"
+                    break
+        if state is None:
+            if reason:
+                self._say(f"starting over instead of going on with an unfinished run: {reason}.")
+            return None
+        documents = sum(dataset.documents for dataset in state.datasets.values())
+        tokens = sum(dataset.tokens for dataset in state.datasets.values())
+        self._say(f"going on after {documents:,} documents ({state.read / 1e6:.1f} MB) of an unfinished run.")
+        self.counts.documents, self.counts.tokens = documents, tokens
+        self.counts.read_bytes = self.counts.earlier_bytes = state.read
+        self.counts.earlier_tokens = tokens
+        return state
+
+    def _close(self) -> None:
+        for writer in self._writers.values():
+            writer.keep()
 
 
-def _encode(tokenizer: Tokenizer, texts: list[str], eod: list[int], dtype: np.dtype[np.integer]) -> Encoded:
-    ids = [np.array(document + eod, dtype) for document in tokenizer.encode_batch(texts) if document]
-    return Encoded(
-        tokens=np.concatenate(ids) if ids else np.empty(0, dtype),
-        lengths=np.array([len(document) for document in ids], np.int64),
-        text_bytes=sum(len(text) if text.isascii() else len(text.encode("utf-8")) for text in texts),
-        empty=len(texts) - len(ids),
-    )
+def _identity(settings: PreprocessSettings, paths: tuple[str, ...], tokenizer: Tokenizer) -> dict[str, str] | None:
+    """What must be equal for a run to go on where another was; None where nothing can tell."""
+    inputs = inputs_state(paths)
+    if inputs is None:
+        return None
+    flags = (settings.json_keys, settings.append_eod, settings.on_error, settings.split_on_blank_lines)
+    return {
+        "the inputs": inputs,
+        "the tokenizer": json.dumps(asdict(tokenizer.info)),
+        "the flags": json.dumps([*flags, settings.shuffle_seed]),
+        "the program": f"{__version__} {PIECE_BYTES}",
+    }
 
 
-def _check(settings: PreprocessSettings) -> int:
-    """Refuse settings that cannot work; return the bytes to read."""
+def _check(settings: PreprocessSettings, paths: tuple[str, ...]) -> int:
+    """Refuse settings that cannot work; return the bytes to read, 0 where they cannot be known."""
     if settings.workers < 1:
         raise ConfigError(f"--workers must be at least 1, not {settings.workers}.")
+    if settings.on_error not in ON_ERROR:
+        raise ConfigError(f"--on-error must be {listing(ON_ERROR)}, not {settings.on_error}.")
+    if settings.shuffle_seed is not None and settings.shuffle_seed < 0:
+        raise ConfigError(f"--shuffle-seed must be at least 0, not {settings.shuffle_seed}.")
     if len(set(settings.json_keys)) != len(settings.json_keys):
         raise ConfigError(f"--json-keys has one key twice: {' '.join(settings.json_keys)}.")
-    size = check_inputs(settings.inputs)
-    for path in settings.inputs:
+    size = check_inputs(paths)
+    for path in paths:
         if path.endswith(TEXT_ENDINGS) and len(settings.json_keys) > 1:
             raise ConfigError(f"{path} is one text, but --json-keys has {len(settings.json_keys)} keys.")
-    return size
-
-
-def _encoded_pieces(
-    settings: PreprocessSettings, tokenizer: Tokenizer
-) -> Generator[tuple[int, list[Encoded]], None, None]:
-    """Yield (bytes read, encoded documents for each key) in the order of the input."""
-    pieces = read_pieces(settings.inputs)
-    if settings.workers == 1:
-        for piece in pieces:
-            yield piece.read, _usable(encode_piece(settings, tokenizer, piece))
-        return
-    # Not fork: the tokenizer libraries have threads. And not Pool.imap: it would read the whole corpus ahead.
-    context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(settings.workers, context, _start_worker, (settings.tokenizer,))
-    waiting: deque[tuple[int, Future[list[Encoded] | str]]] = deque()
-    try:
-        for piece in pieces:
-            waiting.append((piece.read, pool.submit(_work, settings, piece)))
-            if len(waiting) >= settings.workers * _PIECES_PER_WORKER:
-                read, future = waiting.popleft()
-                yield read, _usable(future.result())
-        while waiting:
-            read, future = waiting.popleft()
-            yield read, _usable(future.result())
-    except BrokenProcessPool:
-        raise ConfigError("a worker process died, perhaps for lack of memory. Use fewer --workers.") from None
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-def _usable(encoded: list[Encoded] | str) -> list[Encoded]:
-    if isinstance(encoded, str):
-        raise ConfigError(encoded)
-    return encoded
-
-
-@lru_cache(maxsize=1)
-def _loaded(spec: TokenizerSpec) -> Tokenizer:
-    """The tokenizer, once in each process: it is too large to send with every piece."""
-    return load_tokenizer(spec)
-
-
-def _start_worker(spec: TokenizerSpec) -> None:
-    """Prepare a worker process."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent gets it too, and stops the pool
-    parent = multiprocessing.parent_process()
-    if parent is not None:  # a killed parent must not leave workers behind
-        threading.Thread(target=_follow, args=(parent,), daemon=True).start()
-    _loaded(spec)
-
-
-def _follow(parent: BaseProcess) -> None:
-    parent.join()
-    os._exit(1)
-
-
-def _work(settings: PreprocessSettings, piece: Piece) -> list[Encoded] | str:
-    return encode_piece(settings, _loaded(settings.tokenizer), piece)
+    return 0 if "-" in paths else size

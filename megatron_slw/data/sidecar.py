@@ -5,14 +5,17 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 from megatron_slw.config.errors import ConfigError, show
+from megatron_slw.data.inputs import Sources
 from megatron_slw.data.layout import AGAIN
 
 FORMAT = "megatron_slw token dataset"
-VERSION = 1
+VERSION = 2
+"""1 had no field after idx_sha256; it is still read."""
 _LARGEST = 1 << 20
 _CHUNK = 1 << 22
 
@@ -46,6 +49,14 @@ class Sidecar:
     """UTF-8 bytes of the text; bits per byte are reckoned with it."""
     bin_sha256: str
     idx_sha256: str
+    skipped_documents: dict[str, int] = field(default_factory=dict)
+    """Left out by --on-error, by what was wrong with them."""
+    replaced_documents: int = 0
+    """In which --on-error replace put U+FFFD."""
+    shuffle_seed: int | None = None
+    """Of --shuffle-documents; None is the order of the input."""
+    sources: Sources | None = None
+    """The files it was made of."""
 
     def to_json(self) -> dict[str, object]:
         """Return the JSON object `from_json` reads back."""
@@ -54,11 +65,11 @@ class Sidecar:
     @classmethod
     def from_json(cls, data: Mapping[str, object], path: Path) -> Sidecar:
         """Read what `to_json` wrote; a missing, unknown or wrongly typed field raises ConfigError."""
-        if data.get("version") != VERSION:
-            raise ConfigError(
-                f"{path}: version is {show(data.get('version'))}, only {VERSION} is known. {AGAIN}"
-            )
-        names = {*cls.__dataclass_fields__, "format", "version"}
+        version = data.get("version")
+        if version not in (1, VERSION) or isinstance(version, bool):
+            raise ConfigError(f"{path}: version is {show(version)}, only 1 and {VERSION} are known. {AGAIN}")
+        newer = _SINCE_2 if version == 1 else ()
+        names = {*cls.__dataclass_fields__, "format", "version"}.difference(newer)
         if set(data) != names:
             raise ConfigError(f"{path}: {show(sorted(names ^ set(data)))} missing or unknown. {AGAIN}")
         tokenizer = _tokenizer_info(data["tokenizer"], path)
@@ -70,7 +81,33 @@ class Sidecar:
             text_bytes=None if data["text_bytes"] is None else _whole(data, "text_bytes", path),
             bin_sha256=_text(data, "bin_sha256", path),
             idx_sha256=_text(data, "idx_sha256", path),
+            **({} if version == 1 else _read_since_2(data, path)),
         )
+
+
+_SINCE_2 = ("skipped_documents", "replaced_documents", "shuffle_seed", "sources")
+
+
+def _read_since_2(data: Mapping[str, object], path: Path) -> dict[str, Any]:
+    """The fields of version 2."""
+    skipped, sources = data["skipped_documents"], data["sources"]
+    if not isinstance(skipped, dict):
+        raise ConfigError(f"{path}: skipped_documents must be an object, but is {show(skipped)}. {AGAIN}")
+    if sources is not None and (not isinstance(sources, dict) or set(sources) != set(Sources.__dataclass_fields__)):
+        raise ConfigError(f"{path}: sources is {show(sources)}, not its four fields. {AGAIN}")
+    return {
+        "skipped_documents": {kind: _whole(skipped, kind, path) for kind in skipped},
+        "replaced_documents": _whole(data, "replaced_documents", path),
+        "shuffle_seed": None if data["shuffle_seed"] is None else _whole(data, "shuffle_seed", path),
+        "sources": None if sources is None else _sources(sources, path),
+    }
+
+
+def _sources(data: Mapping[str, object], path: Path) -> Sources:
+    first = data["first"]
+    if not isinstance(first, list) or not all(isinstance(file, list) and len(file) == 2 for file in first):
+        raise ConfigError(f"{path}: sources.first must be a list of names and sizes, but is {show(first)}. {AGAIN}")
+    return Sources(_whole(data, "files", path), _whole(data, "bytes", path), _text(data, "sha256", path), first)
 
 
 def read_sidecar(path: Path) -> Sidecar | None:

@@ -46,23 +46,29 @@ class ThroughputReport:
     def __call__(self, counts: Counts) -> None:
         if self._bar is not None:
             text = throughput(counts)
-            self._bar.update(
-                self._task, completed=counts.read_bytes, total=counts.total_bytes, description=text
-            )
+            self._bar.update(self._task, completed=counts.read_bytes, total=counts.total_bytes, description=text)
         elif time.monotonic() >= self._next_line:
             self._next_line += _LINE_SECONDS
-            done = 100 * counts.read_bytes // max(counts.total_bytes, 1)
-            print(f"{done} % | {throughput(counts)}", file=self._stream, flush=True)
+            done = f"{100 * counts.read_bytes // counts.total_bytes} % | " if counts.total_bytes else ""
+            print(done + throughput(counts), file=self._stream, flush=True)
+
+    def say(self, line: str) -> None:
+        """Print a line for the user, above the bar."""
+        if self._bar is not None:
+            self._bar.console.print(line, markup=False, highlight=False, soft_wrap=True)
+        else:
+            print(line, file=self._stream, flush=True)
 
 
 def throughput(counts: Counts) -> str:
-    """`601 documents  4.1 MB/s  1.02 Mtok/s  0:12 left`."""
+    """`601 documents  4.1 MB/s  1.02 Mtok/s  0:12 left`, the rates those of this run."""
     seconds = max(time.monotonic() - counts.start, 1e-9)
-    left = round(seconds * (counts.total_bytes / max(counts.read_bytes, 1) - 1))
-    return (
-        f"{counts.documents:,} documents  {counts.read_bytes / seconds / 1e6:.1f} MB/s  "
-        f"{counts.tokens / seconds / 1e6:.2f} Mtok/s  {left // 60}:{left % 60:02} left"
-    )
+    read, tokens = counts.read_bytes - counts.earlier_bytes, counts.tokens - counts.earlier_tokens
+    line = f"{counts.documents:,} documents  {read / seconds / 1e6:.1f} MB/s  {tokens / seconds / 1e6:.2f} Mtok/s"
+    if not counts.total_bytes:
+        return line
+    left = round(seconds * (counts.total_bytes - counts.read_bytes) / max(read, 1))
+    return f"{line}  {left // 60}:{left % 60:02} left"
 
 
 def summary(prefix: str, sidecar: Sidecar, seconds: float) -> str:
@@ -76,3 +82,11 @@ def summary(prefix: str, sidecar: Sidecar, seconds: float) -> str:
     if sidecar.empty_documents:
         line += f"  ({sidecar.empty_documents:,} empty documents left out)"
     return line
+
+
+def bad_documents(sidecar: Sidecar) -> str:
+    """The table of what --on-error did, a line for each kind; empty where every document was as it should be."""
+    rows = [(f"left out: {kind.replace('_', ' ')}", number) for kind, number in sidecar.skipped_documents.items()]
+    if sidecar.replaced_documents:
+        rows.append(("bytes replaced by U+FFFD", sidecar.replaced_documents))
+    return "\n".join(f"  {name:<28}{number:>12,} documents" for name, number in rows)

@@ -164,7 +164,7 @@ DAMAGE: dict[str, tuple[str, Callable[[bytes], bytes], str]] = {
     "bin cut in a token": ("bin", lambda data: data[:-1], "size is 21 bytes"),
     "bin too long": ("bin", lambda data: data + b"\0\0", "size is 24 bytes"),
     "sidecar broken": ("json", lambda data: data[:-5], "d.json is not valid JSON"),
-    "sidecar version": ("json", lambda data: data.replace(b'"version": 1', b'"version": 9'), "version is 9"),
+    "sidecar version": ("json", lambda data: data.replace(b'"version": 2', b'"version": 9'), "version is 9"),
     "sidecar tokens": (
         "json",
         lambda data: data.replace(b'"tokens": 11', b'"tokens": 12'),
@@ -284,7 +284,8 @@ def test_dtype_is_the_smallest_that_fits(vocab_size: int, dtype: np.dtype[np.int
 def test_an_unfinished_writer_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match="stop"), IndexedDatasetWriter(tmp_path / "d", UINT16) as writer:
         writer.add_document(np.array([1, 2], UINT16))
-        assert [path.name for path in tmp_path.iterdir()] == ["d.bin.partial"]
+        names = sorted(path.name for path in tmp_path.iterdir())
+        assert names == ["d.bin.partial", "d.lengths.partial"]
         raise RuntimeError("stop")
     assert list(tmp_path.iterdir()) == []
 
