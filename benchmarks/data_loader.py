@@ -1,5 +1,7 @@
 """Samples/s of the training loader beside two floors: a bare loop of np.memmap slices, and a memory copy.
 
+The loader reads one corpus, and a blend of two with weights 3 and 7.
+
 The contenders take turns in one process, on one thread, over the same cached file; medians over the rounds.
 
     python benchmarks/data_loader.py --json results.json
@@ -14,10 +16,12 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
 
+from megatron_slw.data.blend import Blend, BlendedWindows
 from megatron_slw.data.indexed import IndexedDataset
 from megatron_slw.data.layout import dtype_for
 from megatron_slw.data.loader import TrainLoader
@@ -40,8 +44,10 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     with tempfile.TemporaryDirectory() as folder:
         prefix = Path(folder) / "random_document"
+        second = Path(folder) / "second_document"
         write_random(prefix, args.tokens, args.vocab_size)
-        seconds = measure(prefix, args.length, args.rows, args.rounds)
+        write_random(second, args.tokens // 2, args.vocab_size)
+        seconds = measure(prefix, second, args.length, args.rows, args.rounds)
     result = {
         "machine": f"{platform.processor() or platform.machine()}, Python {platform.python_version()}, "
         f"numpy {np.__version__}",
@@ -78,17 +84,23 @@ def write_random(prefix: Path, tokens: int, vocab_size: int) -> None:
         writer.finish()
 
 
-def measure(prefix: Path, length: int, rows: int, rounds: int) -> dict[str, float]:
+def measure(prefix: Path, second: Path, length: int, rows: int, rounds: int) -> dict[str, float]:
     """Return the median seconds of a batch for each contender, and of opening the dataset."""
     dataset = IndexedDataset(prefix)
     loader = TrainLoader(Windows(dataset, "all", dataset.tokens, length), seed=1)
+    other = IndexedDataset(second)
+    parts = tuple(Windows(corpus, "all", corpus.tokens, length) for corpus in (dataset, other))
+    blended = TrainLoader(BlendedWindows(parts, Blend([Fraction(3), Fraction(7)])), seed=1)
     windows, chance = len(loader.windows), np.random.default_rng(1)
     memmap = np.memmap(dataset.paths.bin, dataset.dtype, "r")
     copied, target = np.zeros((rows, length + 1), dataset.dtype), np.empty((rows, length + 1), dataset.dtype)
-    int(dataset.tokens.max())  # the whole file is cached from here on
+    int(dataset.tokens.max()), int(other.tokens.max())  # the files are cached from here on
 
     def read(turn: int) -> None:
         loader.read(BatchStep(turn, length, rows, turn * rows, turn * rows * length), 0, 1)
+
+    def read_blend(turn: int) -> None:
+        blended.read(BatchStep(turn, length, rows, turn * rows, turn * rows * length), 0, 1)
 
     def memmap_loop(turn: int) -> None:
         for row, start in zip(target, (chance.integers(0, windows, rows) * length).tolist(), strict=True):
@@ -102,7 +114,8 @@ def measure(prefix: Path, length: int, rows: int, rounds: int) -> dict[str, floa
         TrainLoader(Windows(opened, "all", opened.tokens, length), seed=1)
 
     contenders: dict[str, Callable[[int], None]] = {
-        "loader": read, "memmap loop": memmap_loop, "memory copy": copy, "open": open_dataset,
+        "loader": read, "blend of two": read_blend, "memmap loop": memmap_loop, "memory copy": copy,
+        "open": open_dataset,
     }  # fmt: skip
     times: dict[str, list[float]] = {name: [] for name in contenders}
     for turn in range(rounds):
