@@ -143,6 +143,9 @@ class TrainingConfig(Section):
     lr_decay_style: Literal["cosine", "linear", "constant"] = "cosine"
     lr_decay_tokens: PositiveInt | None = None
     """Trained tokens at which min_lr is reached; None is the end of the run."""
+    micro_batch_tokens: PositiveInt | None = None
+    """Tokens up to which micro-batches are merged while sequences are short; None is a micro-batch at full length, 1
+    merges nothing."""
     activation_checkpointing: Switch = False
     """Recompute each transformer layer in the backward pass."""
 

@@ -14,6 +14,7 @@ from megatron_slw.config.load import load_config, to_json, with_vocab_size
 from megatron_slw.config.schema import RunConfig
 from megatron_slw.data.indexed import IndexedDataset
 from megatron_slw.data.vocabulary import resolve_vocab_size
+from megatron_slw.slw.batching import MicroBatching, micro_batching
 from megatron_slw.slw.plan import Plan, compile_plan
 from megatron_slw.train import estimate
 from megatron_slw.train.units import count_text
@@ -51,12 +52,15 @@ def dry_run(config: RunConfig, plan: Plan, name: str = "run", device: str = "cud
 
     Returns:
         Steps are numbered from 1 as in metrics.jsonl, sizes are in GiB (2**30 bytes), memory is that of the
-        rank that needs the most. `memory_gib_per_rank.total` is the peak of a step at the longest length; it
-        is less than the sum where the gradients grow while activations go.
+        rank that needs the most. `memory_gib_per_rank.total` is the peak over the steps of all lengths; it is
+        less than the sum where the gradients grow while activations go.
     """
     lengths = [run.seq_len for run in plan.runs]
-    longest = estimate.memory(config, max(lengths), device)
-    shortest = estimate.stage_memory(config, longest.stage, min(lengths), device)
+    batchings = {length: micro_batching(config, length) for length in sorted(set(lengths))}
+    memories = [estimate.memory(_merged(config, batching), n, device) for n, batching in batchings.items()]
+    longest, fullest = memories[-1], max(memories, key=lambda memory: memory.total)
+    merged = _merged(config, batchings[min(lengths)])
+    shortest = estimate.stage_memory(merged, longest.stage, min(lengths), device)
     flops = estimate.plan_flops(config.model, plan)
     peak_tflops = config.logging.peak_tflops or ASSUMED_PEAK_TFLOPS
     per_second = ASSUMED_MFU * peak_tflops * 1e12 * config.world_size
@@ -74,8 +78,10 @@ def dry_run(config: RunConfig, plan: Plan, name: str = "run", device: str = "cud
             "layers_per_stage": list(
                 estimate.layers_per_stage(config.model.num_layers, config.parallel.pipeline)
             ),
-            "micro_batch_size": config.micro_batch_size,
-            "micro_batches_per_step": config.gradient_accumulation_steps,
+            "micro_batches": [
+                {"seq_len": length, "rows": batchings[length].rows, "count": batchings[length].parts}
+                for length in (min(lengths), max(lengths))
+            ],
         },
         "parameters": estimate.parameters(config.model),
         "parameters_per_rank": max(estimate.stage_parameters(config)),
@@ -86,8 +92,8 @@ def dry_run(config: RunConfig, plan: Plan, name: str = "run", device: str = "cud
             "buffers": longest.buffers / GIB,
             "activations_longest": longest.activations / GIB,
             "activations_shortest": shortest.activations / GIB,
-            "total": longest.total / GIB,
-            "pipeline_stage": longest.stage,
+            "total": fullest.total / GIB,
+            "pipeline_stage": fullest.stage,
         },
         "steps": plan.total_steps,
         "tokens_trained": plan.tokens_trained,
@@ -100,6 +106,13 @@ def dry_run(config: RunConfig, plan: Plan, name: str = "run", device: str = "cud
         "flops": flops,
         "hours": {"at_mfu": ASSUMED_MFU, "peak_tflops": peak_tflops, "hours": flops / per_second / 3600},
     }
+
+
+def _merged(config: RunConfig, batching: MicroBatching) -> RunConfig:
+    """`config` as a step of this many micro-batches runs it."""
+    return config.model_copy(
+        update={"micro_batch_size": batching.rows, "gradient_accumulation_steps": batching.parts}
+    )
 
 
 def render(report: dict[str, Any]) -> str:
@@ -180,12 +193,13 @@ def _plan_lines(report: dict[str, Any]) -> list[str]:
 
 
 def _micro_batch_text(report: dict[str, Any]) -> str:
-    rows, count = report["layout"]["micro_batch_size"], report["layout"]["micro_batches_per_step"]
-    short, long = report["shortest_length"], report["longest_length"]
-    shapes = (
-        f"{rows} x {long:,} tokens" if short == long else f"{rows} x {short:,} ... {rows} x {long:,} tokens"
-    )
-    return f"{shapes}, {count:,} per step and replica"
+    short, long = report["layout"]["micro_batches"]
+    shapes = f"{long['rows']} x {long['seq_len']:,} tokens"
+    counts = f"{long['count']:,}"
+    if short != long:
+        shapes = f"{short['rows']} x {short['seq_len']:,} ... {shapes}"
+        counts = f"{short['count']:,} ... {counts}" if short["count"] != long["count"] else counts
+    return f"{shapes}, {counts} per step and replica"
 
 
 def _compute_text(report: dict[str, Any]) -> str:

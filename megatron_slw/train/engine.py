@@ -27,6 +27,7 @@ from megatron_slw.model.init import name_seed
 from megatron_slw.model.pipeline import build_pipeline
 from megatron_slw.parallel.groups import Groups, ModelParallelUnit
 from megatron_slw.parallel.sharding import Shard, sharded_parameters
+from megatron_slw.slw.batching import MicroBatching, micro_batching
 from megatron_slw.slw.plan import BatchStep
 from megatron_slw.train.optim import build_optimizer, clip_by_global_norm
 
@@ -110,7 +111,7 @@ class Engine:
             )
         self._current: BatchStep | None = None
         self._local_loss = torch.zeros((), device=groups.device)
-        self._last_length: int | None = None
+        self._shape: tuple[int, MicroBatching] | None = None
         self._take_model_step = self.ds._take_model_step
         self.ds._take_model_step = self._guarded_model_step
 
@@ -125,9 +126,11 @@ class Engine:
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
         labels = step.tokens if blocks.loss_mask_BT is None else self._count_labels(blocks.loss_mask_BT)
-        micros = list(self._micro_batches(blocks, self.config.micro_batch_size, labels))
+        batching = micro_batching(self.config, step.seq_len)
+        micros = list(self._micro_batches(blocks, batching.rows, labels))
+        self._set_shapes(step.seq_len, batching)
+        self.ds.micro_steps = 0  # the plain engine finds the last micro-batch by counting through the whole run
         if self.groups.pp_size > 1:
-            self._reset_shapes(step.seq_len)
             loss = float(self.ds.train_batch(iter(micros)))
         else:
             loss = self._accumulate(micros)
@@ -153,7 +156,7 @@ class Engine:
         )
         self.ds.module.eval()
         if self.groups.pp_size > 1:
-            self._last_length = None  # evaluation has its own shape; training resets again on its way back
+            self._shape = None  # evaluation has its own shape; training resets again on its way back
             self.ds.reset_activation_shape()
             total = self.ds.eval_batch(micros, num_micro_batches=count).float()
             self.ds.reset_activation_shape()
@@ -203,11 +206,19 @@ class Engine:
         place = f"{step}/{self.groups.dp_rank}/{self.groups.pp_rank}"
         torch.manual_seed(name_seed(self.config.training.seed, place))
 
-    def _reset_shapes(self, seq_len: int) -> None:
-        """Forget the pipeline's buffers when the length changes; without it a longer *or* shorter step aborts."""
-        if seq_len != self._last_length:
+    def _set_shapes(self, seq_len: int, batching: MicroBatching) -> None:
+        """Tell DeepSpeed of another number of micro-batches, and make the pipeline forget its buffers' shape.
+
+        Without that a longer *or* shorter step aborts the ranks. The global batch size never changes here.
+        """
+        if (seq_len, batching) == self._shape:
+            return
+        self.ds.set_train_micro_batch_size(batching.rows)
+        self.ds.set_train_batch_size(self.config.train_batch_size)
+        if self.groups.pp_size > 1:
+            self.ds.micro_batch_size = batching.rows
             self.ds.reset_activation_shape()
-            self._last_length = seq_len
+        self._shape = (seq_len, batching)
 
     def _guarded_model_step(self, lr_kwargs: Any) -> None:
         """Check the loss on every rank, then let DeepSpeed update: nothing is updated from a NaN loss."""
