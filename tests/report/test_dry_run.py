@@ -80,7 +80,7 @@ def test_render() -> None:
     assert "6 layers x 256, 8 heads, vocabulary 1,024 (1,000 padded)" in text
     assert "64 -> 512 by 8 over 50 steps (" in text and "full length from step 50" in text
     assert re.search(r"steps 100   tokens trained 1\.\d\d M   cut off \d", text)
-    assert "micro-batch  16 x 72 ... 4 x 512 tokens, 1 ... 4 per step and replica" in text
+    assert "micro-batch  8 x 72 ... 4 x 512 tokens, 2 ... 4 per step and replica" in text
     assert "training     train_steps 100, seed 1234" in text
     assert lines[-1] == "nothing was trained."
     assert max(map(len, lines)) <= 120
