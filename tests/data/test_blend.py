@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from megatron_slw.config.errors import ConfigError
+from megatron_slw.config.overrides import apply_overrides
 from megatron_slw.config.schema import DataConfig
 from megatron_slw.data.blend import BLEND_PERIOD, Blend, BlendedWindows, open_samples, parts_of, whole_shares
 from megatron_slw.data.loader import TrainLoader, ValidLoader
@@ -85,6 +86,8 @@ def test_weights_are_exact_on_any_scale() -> None:
     assert DataConfig(path="a").corpora == (("a", Fraction(1)),)
     assert whole_shares([Fraction(30), Fraction(60), Fraction(210)]) == (1, 2, 7)
     assert DataConfig.model_validate(data.model_dump(mode="json")) == data
+    tree, _ = apply_overrides({}, ['--data.path=[0.1, "a", 0.2, "b", 0.7, "c"]'])  # as on the command line
+    assert DataConfig.model_validate(tree["megatron_slw"]["data"]) == data
 
 
 def test_weights_of_too_many_digits_are_refused() -> None:
