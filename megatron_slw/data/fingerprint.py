@@ -70,7 +70,7 @@ def _facts(tree: Any, name: str = "") -> list[tuple[str, Any]]:
     elif isinstance(tree, list):
         items = [(str(number), value) for number, value in enumerate(tree)]
         if name:
-            items.insert(0, ("length", len(tree)))  # one corpus more is said as that, not as its first fact
+            items.insert(0, ("count", len(tree)))  # one corpus more is said as that, not as its first fact
     else:
         return [(name, tree)]
     return [fact for key, value in items for fact in _facts(value, f"{name}.{key}" if name else key)]

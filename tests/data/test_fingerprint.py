@@ -48,7 +48,7 @@ def test_it_is_json_and_equal_for_equal_data_anywhere(folder: Path) -> None:
 CHANGES: dict[str, tuple[Callable[[Path], dict[str, Any]], str]] = {
     "weights": (lambda f: of(blend(f, 0.4, 0.6)), "corpora.0.share"),
     "order of corpora": (lambda f: of([0.7, str(f / "b"), 0.3, str(f / "a")]), "corpora.0.share"),
-    "one corpus": (lambda f: of(str(f / "a")), "corpora.length"),
+    "one corpus": (lambda f: of(str(f / "a")), "corpora.count"),
     "split": (lambda f: of(blend(f), split="8,1,1"), "split"),
     "no split": (lambda f: of(blend(f), valid_path=str(f / "a")), "split"),
     "seed": (lambda f: of(blend(f), seed=2), "seed"),
@@ -104,4 +104,4 @@ def test_what_an_older_checkpoint_kept_is_compared_as_far_as_it_goes(folder: Pat
     assert difference(old, now) is None
     assert difference(old | {"documents": 17}, now) == ("documents", 17, 16)
     found = difference(old, of(blend(folder)))
-    assert found is not None and found[:2] == ("corpora.length", None)
+    assert found is not None and found[:2] == ("corpora.count", None)
