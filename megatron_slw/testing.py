@@ -30,7 +30,8 @@ class WorkerFailed(RuntimeError):
 @contextlib.contextmanager
 def single_process() -> Iterator[None]:
     """A world of one in this process, torn down afterwards."""
-    from megatron_slw.parallel.groups import Launch, init_distributed
+    from megatron_slw.parallel.groups import init_distributed
+    from megatron_slw.parallel.launch import Launch
 
     with tempfile.TemporaryDirectory() as folder, _clean_deepspeed():
         init_distributed(Launch(0, 1, 0, is_launched=True), store=Path(folder) / "store")
@@ -69,7 +70,8 @@ def _clean_deepspeed() -> Iterator[None]:
 def _worker(rank: int, inbox: Any, outbox: Any) -> None:
     import torch
 
-    from megatron_slw.parallel.groups import Launch, init_distributed
+    from megatron_slw.parallel.groups import init_distributed
+    from megatron_slw.parallel.launch import Launch
 
     torch.set_num_threads(1)
     while (job := inbox.get()) is not None:

@@ -13,33 +13,24 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import Executor
 from dataclasses import replace
-from importlib.util import find_spec
 
 from megatron_slw.config.errors import ConfigError
 from megatron_slw.data.mpi import mpi_workers
 from megatron_slw.data.preprocess import PreprocessSettings, preprocess, resumable
 from megatron_slw.data.preprocess_flags import parse
 from megatron_slw.data.throughput import ThroughputReport, bad_documents, summary
+from megatron_slw.parallel.launch import read_launch
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line `argv`; return the exit status: 0, 2 for wrong input, 130 when interrupted."""
     settings = parse(argv, __doc__)
     try:
-        with mpi_workers(_world_size()) as (writes, executor):
+        with mpi_workers(read_launch().world_size) as (writes, executor):
             return _run(settings, executor) if writes else 0
     except ConfigError as error:
         print(error, file=sys.stderr)
         return 2
-
-
-def _world_size() -> int:
-    """Processes that mpirun started. Asking loads torch, so it is asked only where mpi4py could make use of it."""
-    if find_spec("mpi4py") is None:
-        return 1
-    from megatron_slw.parallel.groups import read_launch
-
-    return read_launch().world_size
 
 
 def _run(settings: PreprocessSettings, executor: Executor | None) -> int:

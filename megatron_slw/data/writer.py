@@ -276,10 +276,7 @@ def _open_alone(path: Path, size: int) -> IO[bytes]:
         alone = True  # this file system has no locks
     if not alone:
         file.close()
-        raise ConfigError(
-            f"{path} is being written by another process. Wait for it, or use another --output-prefix. (Under "
-            "mpirun this means that mpi4py is not installed.)"
-        )
+        raise ConfigError(f"{path} is being written by another process. Wait for it, or use another --output-prefix.")
     if os.fstat(file.fileno()).st_size != size:
         file.truncate(size)
     return file

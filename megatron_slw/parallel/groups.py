@@ -1,6 +1,6 @@
 """Who is who: the process group of each parallel dimension, built once and passed as an argument.
 
-The only file that reads the environment: a launcher (deepspeed, torchrun, mpirun) describes the job there.
+This file and launch.py are the only ones that touch the environment.
 Ranks are laid out as DeepSpeed's pipeline wants them: pipe slowest, then data, then tensor fastest, so that the ranks
 of one tensor-parallel group are neighbours on one machine.
 """
@@ -25,16 +25,7 @@ from deepspeed.runtime.pipe.topology import PipeModelDataParallelTopology  # noq
 
 from megatron_slw.config.errors import ConfigError  # noqa: E402
 from megatron_slw.config.schema import ParallelConfig  # noqa: E402
-
-
-@dataclass(frozen=True)
-class Launch:
-    """What the launcher says of this process."""
-
-    rank: int
-    world_size: int
-    local_rank: int
-    is_launched: bool
+from megatron_slw.parallel.launch import Launch  # noqa: E402
 
 
 @dataclass(frozen=True)
@@ -89,26 +80,6 @@ class ModelParallelUnit:
     def get_data_parallel_group(self) -> dist.ProcessGroup | None:
         """Data-parallel group."""
         return self._groups.dp_group
-
-
-def read_launch() -> Launch:
-    """Rank and world size from the environment of deepspeed, torchrun, mpirun or Slurm; one process without any.
-
-    Raises:
-        ConfigError: where the variables contradict each other.
-    """
-    env = os.environ
-    for rank_key, size_key, local_key in (
-        ("RANK", "WORLD_SIZE", "LOCAL_RANK"),
-        ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK"),
-        ("PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID"),
-    ):
-        if rank_key in env and size_key in env:
-            rank, world = int(env[rank_key]), int(env[size_key])
-            if not 0 <= rank < world:
-                raise ConfigError(f"{rank_key}={rank} is not below {size_key}={world}. Start the job by a launcher.")
-            return Launch(rank, world, int(env.get(local_key, "0")), is_launched=True)
-    return Launch(0, 1, 0, is_launched=False)
 
 
 def init_distributed(launch: Launch, store: Path | None = None, timeout_s: int = 1800) -> None:

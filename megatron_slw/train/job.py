@@ -25,7 +25,8 @@ from megatron_slw.data.loader import TrainLoader, ValidLoader
 from megatron_slw.data.vocabulary import shared_vocab_size
 from megatron_slw.data.windows import Windows
 from megatron_slw.model.init import initial_value
-from megatron_slw.parallel.groups import Groups, Launch, build_groups, check_precision, init_distributed, read_launch
+from megatron_slw.parallel.groups import Groups, build_groups, check_precision, init_distributed
+from megatron_slw.parallel.launch import Launch, read_launch
 from megatron_slw.parallel.sharding import Shard
 from megatron_slw.progress import Progress
 from megatron_slw.slw.plan import compile_plan
