@@ -162,13 +162,16 @@ def _texts(settings: EncodeSettings, path: str, number: int, line: Line, result:
 
 
 def _encode(tokenizer: Tokenizer, texts: list[str], eod: int | None, dtype: np.dtype[np.integer]) -> Encoded:
-    end = [] if eod is None else [eod]
-    ids = [np.array(document + end, dtype) for document in tokenizer.encode_batch(texts) if document]
+    tokens, lengths = tokenizer.encode_flat(texts)
+    kept = lengths[lengths > 0]
+    if eod is not None:
+        tokens = np.insert(tokens, np.cumsum(kept), eod)
+        kept = kept + 1
     return Encoded(
-        tokens=np.concatenate(ids) if ids else np.empty(0, dtype),
-        lengths=np.array([len(document) for document in ids], np.int64),
+        tokens=tokens.astype(dtype, copy=False),
+        lengths=kept,
         text_bytes=sum(len(text) if text.isascii() else len(text.encode("utf-8")) for text in texts),
-        empty=len(texts) - len(ids),
+        empty=len(texts) - len(kept),
     )
 
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from megatron_slw.data.encode import ON_ERROR
 from megatron_slw.data.preprocess import PreprocessSettings
-from megatron_slw.data.tokenizer import TOKENIZER_TYPES, TokenizerSpec
+from megatron_slw.data.tokenizer import BACKENDS, TOKENIZER_TYPES, TokenizerSpec
 
 DEFAULT_SHUFFLE_SEED = 1234
 
@@ -19,7 +19,9 @@ def parse(argv: Sequence[str] | None, description: str | None) -> PreprocessSett
     return PreprocessSettings(
         inputs=tuple(args.input),
         output_prefix=args.output_prefix,
-        tokenizer=TokenizerSpec(args.tokenizer_type, args.vocab_file, args.merge_file, args.tokenizer_model),
+        tokenizer=TokenizerSpec(
+            args.tokenizer_type, args.vocab_file, args.merge_file, args.tokenizer_model, args.backend
+        ),
         json_keys=tuple(args.json_keys),
         append_eod=args.append_eod,
         workers=args.workers,
@@ -74,5 +76,14 @@ def _add_tokenizer_flags(result: argparse.ArgumentParser) -> None:
     add("--tokenizer-type", required=True, choices=TOKENIZER_TYPES)
     add("--vocab-file", help="vocab.json or encoder.json, for GPT2BPETokenizer")
     add("--merge-file", help="merges.txt or vocab.bpe, for GPT2BPETokenizer")
-    add("--tokenizer-model", help="tokenizer.json, SentencePiece .model, or a tiktoken encoding's name")
+    add(
+        "--tokenizer-model",
+        help="tokenizer.json, SentencePiece .model, a tiktoken encoding's name or .tiktoken rank file",
+    )
+    add(
+        "--backend",
+        choices=BACKENDS,
+        default="auto",
+        help="gigatoken: the same ids many times faster, where that package is installed (default: %(default)s)",
+    )
     add("--append-eod", action="store_true", help="end every document with the end-of-document token")
