@@ -8,6 +8,7 @@ from pathlib import Path
 
 from megatron_slw.config.errors import ConfigError
 from megatron_slw.data.corpus import BadTextError, check_inputs, documents, read_pieces
+from megatron_slw.data.inputs import expand_inputs
 from megatron_slw.data.sidecar import TokenizerInfo
 from megatron_slw.data.tokenizer import EOD_NAMES, TokenizerSpec, load_tokenizer
 
@@ -34,6 +35,7 @@ def train_byte_level_bpe(
     path = Path(output)
     if path.suffix != ".json":
         raise ConfigError(f"--output is {output}, but a tokenizer's file ends in .json.")
+    inputs = expand_inputs(inputs)
     check_inputs(inputs)
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -63,7 +65,7 @@ def train_byte_level_bpe(
 
 def _texts(inputs: Sequence[str], keys: Sequence[str]) -> Iterator[list[str]]:
     """The text of each piece of the files."""
-    for piece in read_pieces(inputs):
+    for piece in read_pieces(inputs, keys=keys):
         texts: list[str] = []
         for number, line in enumerate(piece.lines, piece.first_line):
             try:

@@ -23,7 +23,7 @@ def read_documents(path: str | Path, key: str = "text") -> Iterator[str]:
     """
     name = str(path)
     check_inputs([name])
-    for piece in read_pieces([name]):
+    for piece in read_pieces([name], keys=[key]):
         for number, line in enumerate(piece.lines, piece.first_line):
             try:
                 yield from documents(name, line, [key]) or ()

@@ -23,7 +23,6 @@ POINTS: dict[str, tuple[Any, str, bool]] = {
     "after the tokens are synced": (preprocess, "save_state", False),
     "after tokens are added": (IndexedDatasetWriter, "add_documents", True),
     "before a rename": (os, "replace", False),
-    "after a rename": (os, "replace", True),
     "while cleaning up": (IndexedDatasetWriter, "clean_up", False),
 }
 """Name: owner and name of a function, and whether to die after it or before."""

@@ -16,6 +16,7 @@ from pyarrow import parquet
 from megatron_slw.config.errors import ConfigError
 from megatron_slw.data.corpus import Position, check_inputs, documents, read_pieces
 from megatron_slw.data.inputs import describe_sources, expand_inputs, inputs_state
+from megatron_slw.data.tokenizer_training import train_byte_level_bpe
 from tests.data.text_files import TEXTS, write_jsonl
 
 
@@ -142,3 +143,17 @@ def test_sources_are_told_in_bounded_space(tmp_path: Path) -> None:
     assert inputs_state([path]) == before
     Path(path).write_bytes(Path(path).read_bytes())
     assert inputs_state([path]) != before
+
+
+def test_a_tokenizer_is_trained_on_every_kind(tmp_path: Path) -> None:
+    files = write_kinds(tmp_path)
+    digests = set()
+    for number, path in enumerate(files):
+        info = train_byte_level_bpe([path], str(tmp_path / f"t{number}.json"), 300, ["text"])
+        digests.add(info.sha256)
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    table = pa.table({"body": TEXTS})
+    parquet.write_table(table, folder / "b.parquet")
+    digests.add(train_byte_level_bpe([str(folder)], str(tmp_path / "t.json"), 300, ["body"]).sha256)
+    assert len(digests) == 1
