@@ -172,7 +172,7 @@ def test_training_gives_equal_files_for_equal_text(spec: TokenizerSpec, tmp_path
     [
         ("t.json", 256, "--vocab-size is 256, but 256 bytes and the end token need 257"),
         ("t.json", 9_000, r"has only [0-9,]+ different pieces, but --vocab-size is 9,000\. Use at most"),
-        ("t.txt", 300, "t.txt, but a tokenizer's file ends in .json"),
+        ("t.txt", 300, "t.txt, but this type of tokenizer's file ends in .json"),
         ("a.jsonl/t.json", 300, "cannot be written: "),
     ],
 )
