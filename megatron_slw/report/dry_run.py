@@ -67,22 +67,7 @@ def dry_run(config: RunConfig, plan: Plan, name: str = "run", device: str = "cud
     return {
         "name": name,
         "configuration": to_json(config),
-        "layout": {
-            "world_size": config.world_size,
-            "tensor": config.parallel.tensor,
-            "pipeline": config.parallel.pipeline,
-            "data": config.data_parallel_size,
-            "sequence_parallel": config.parallel.sequence_parallel,
-            "zero_stage": config.zero_stage,
-            "precision": config.precision,
-            "layers_per_stage": list(
-                estimate.layers_per_stage(config.model.num_layers, config.parallel.pipeline)
-            ),
-            "micro_batches": [
-                {"seq_len": length, "rows": batchings[length].rows, "count": batchings[length].parts}
-                for length in (min(lengths), max(lengths))
-            ],
-        },
+        "layout": _layout(config, [(n, batchings[n]) for n in (min(lengths), max(lengths))]),
         "parameters": estimate.parameters(config.model),
         "parameters_per_rank": max(estimate.stage_parameters(config)),
         "memory_gib_per_rank": {
@@ -105,6 +90,25 @@ def dry_run(config: RunConfig, plan: Plan, name: str = "run", device: str = "cud
         "plan": plan.to_json(),
         "flops": flops,
         "hours": {"at_mfu": ASSUMED_MFU, "peak_tflops": peak_tflops, "hours": flops / per_second / 3600},
+    }
+
+
+def _layout(config: RunConfig, batchings: list[tuple[int, MicroBatching]]) -> dict[str, Any]:
+    """The grid of ranks, and the micro-batches of the shortest and the longest step."""
+    return {
+        "world_size": config.world_size,
+        "tensor": config.parallel.tensor,
+        "pipeline": config.parallel.pipeline,
+        "data": config.data_parallel_size,
+        "sequence_parallel": config.parallel.sequence_parallel,
+        "zero_stage": config.zero_stage,
+        "precision": config.precision,
+        "layers_per_stage": list(
+            estimate.layers_per_stage(config.model.num_layers, config.parallel.pipeline)
+        ),
+        "micro_batches": [
+            {"seq_len": length, "rows": batching.rows, "count": batching.parts} for length, batching in batchings
+        ],
     }
 
 
