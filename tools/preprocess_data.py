@@ -13,6 +13,9 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import Executor
 from dataclasses import replace
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a checkout need not be installed
 
 from megatron_slw.config.errors import ConfigError
 from megatron_slw.data.mpi import mpi_workers
@@ -38,7 +41,7 @@ def _run(settings: PreprocessSettings, executor: Executor | None) -> int:
         settings = replace(settings, workers=executor.num_workers)  # type: ignore[attr-defined]
     start = time.monotonic()
     try:
-        with ThroughputReport() as report:
+        with ThroughputReport(sys.stderr) as report:
             sidecars = preprocess(settings, report, report.say, executor)
     except (ConfigError, OSError) as error:
         print(error, file=sys.stderr)

@@ -88,3 +88,20 @@ def test_an_interrupt_leaves_nothing(
     assert preprocess_data.main(arguments) == 130
     assert capsys.readouterr().err == "interrupted: nothing was written.\n"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.jsonl", "t.json"]
+
+
+def test_the_closing_table_counts_bad_documents(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source, tokenizer = write_jsonl(tmp_path / "a.jsonl", TEXTS), str(tmp_path / "t.json")
+    assert train_tokenizer.main(["--input", str(source), "--vocab-size", "300", "--output", tokenizer]) == 0
+    source.write_bytes(source.read_bytes() + b'{oops\n{"text": "\xff"}\n')
+    arguments = ["--input", str(tmp_path / "*.jsonl"), "--output-prefix", str(tmp_path / "out"), "--workers", "1"]
+    arguments += ["--tokenizer-type", "HuggingFaceTokenizer", "--tokenizer-model", tokenizer, "--shuffle-documents"]
+    capsys.readouterr()
+    assert preprocess_data.main([*arguments, "--on-error", "replace"]) == 0
+    out, err = capsys.readouterr()
+    table = [line.split() for line in out.splitlines()[1:]]
+    assert table == [
+        ["left", "out:", "broken", "json", "1", "documents"],
+        ["bytes", "replaced", "by", "U+FFFD", "1", "documents"],
+    ]
+    assert f"skipped: {source}, line 7 is not valid JSON" in err and f"replaced: {source}, line 8 " in err
