@@ -9,9 +9,11 @@ interruption.
 from __future__ import annotations
 
 import argparse
+import contextlib
+import fcntl
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import FrameType
 
@@ -39,7 +41,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     previous = signal.signal(signal.SIGTERM, _interrupt)
     try:
-        Quickstart(settings).run()
+        with alone(settings.data):
+            Quickstart(settings).run()
     except ConfigError as error:
         print(error, file=sys.stderr)
         return 2
@@ -52,6 +55,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     finally:
         signal.signal(signal.SIGTERM, previous)
     return 0
+
+
+@contextlib.contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Keep a second quickstart out of `folder` meanwhile; the system ends the lock with the process.
+
+    Raises:
+        ConfigError: another one is at work there.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "quickstart.lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ConfigError(
+                f"another quickstart is at work in {folder}: wait for it, or use --data and --out."
+            ) from None
+        yield
 
 
 def _interrupt(number: int, _: FrameType | None) -> None:

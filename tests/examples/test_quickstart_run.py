@@ -123,3 +123,15 @@ def test_a_wrong_corpus_is_one_line_and_status_2(
 def test_a_tool_that_refuses_its_input_is_heard(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="none.jsonl"):
         pipeline.run_tool("train_tokenizer", ["--input", "none.jsonl", "--vocab-size", 300, "--output", "x.json"])
+
+
+def test_two_quickstarts_do_not_share_a_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my.jsonl").write_text('{"text": 3}\n')
+    with run.alone(Path("data/quickstart-my")):
+        assert run.main(["--corpus", "my.jsonl"]) == 2
+        assert "another quickstart is at work" in capsys.readouterr().err
+    assert run.main(["--corpus", "my.jsonl"]) == 2
+    assert "line 1 has no text" in capsys.readouterr().err
