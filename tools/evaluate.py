@@ -61,9 +61,7 @@ def evaluate(args: argparse.Namespace) -> dict[str, float | int]:
 
 def parser() -> argparse.ArgumentParser:
     """The flags."""
-    result = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    result = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = result.add_argument
     add("--load", required=True, help="a checkpoint: .../checkpoints/step_000600")
     add("--data", required=True, help=".jsonl (one object a line) or .txt (one document)")

@@ -34,9 +34,7 @@ def continuations(args: argparse.Namespace) -> Iterator[str]:
     from megatron_slw.evaluation.text import dataset_tokenizer
 
     try:
-        samplings = [
-            Sampling(args.temperature, args.top_k, args.top_p, args.seed + i) for i in range(args.samples)
-        ]
+        samplings = [Sampling(args.temperature, args.top_k, args.top_p, args.seed + i) for i in range(args.samples)]
     except ValueError as error:
         raise ConfigError(f"{error}.") from None
     loaded = load_model(args.load, args.device)
@@ -47,9 +45,7 @@ def continuations(args: argparse.Namespace) -> Iterator[str]:
 
 def parser() -> argparse.ArgumentParser:
     """The flags."""
-    result = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    result = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = result.add_argument
     add("--load", required=True, help="a checkpoint: .../checkpoints/step_000600")
     add("--prompt", default="", help="text to go on from (default: nothing, the beginning of a document)")

@@ -12,9 +12,7 @@ from random_models import FixedLogits, random_model
 from megatron_slw.evaluation.generate import Sampling, next_token_probabilities, stream_tokens
 
 
-def take(
-    model: torch.nn.Module, prompt: list[int], count: int, sampling: Sampling, vocab: int = 300
-) -> list[int]:
+def take(model: torch.nn.Module, prompt: list[int], count: int, sampling: Sampling, vocab: int = 300) -> list[int]:
     """The first `count` tokens after the prompt."""
     return list(islice(stream_tokens(model, prompt, vocab_size=vocab, length=32, sampling=sampling), count))
 
@@ -79,9 +77,7 @@ LOGITS = torch.log(torch.tensor([0.1, 0.5, 0.15, 0.25]))
     ],
 )
 def test_distribution(sampling: Sampling, expected: list[float]) -> None:
-    torch.testing.assert_close(
-        next_token_probabilities(LOGITS, sampling), torch.tensor(expected, dtype=torch.float32)
-    )
+    torch.testing.assert_close(next_token_probabilities(LOGITS, sampling), torch.tensor(expected, dtype=torch.float32))
 
 
 @pytest.mark.parametrize("setting", [{"temperature": -1.0}, {"top_k": 0}, {"top_p": 0.0}, {"top_p": 1.1}])
