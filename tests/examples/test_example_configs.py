@@ -76,9 +76,7 @@ def test_the_paper_s_cases_take_the_paper_s_steps(name: str, steps: int) -> None
 
 
 def test_the_paper_s_discarded_tokens() -> None:
-    discarded = [
-        report_of(name)["tokens_discarded"] / 1e9 for name in ("gpt2_117m_slw", "gpt2_1.5b_bsz4k_slw")
-    ]
+    discarded = [report_of(name)["tokens_discarded"] / 1e9 for name in ("gpt2_117m_slw", "gpt2_1.5b_bsz4k_slw")]
     assert discarded == pytest.approx([15.7, 89.2], abs=0.05)
 
 
