@@ -80,6 +80,14 @@ class IndexedDataset:
             return self.num_tokens
         return int(self._pointers[sequence]) // self.dtype.itemsize
 
+    def document_starts(self, documents: np.ndarray) -> np.ndarray:
+        """Return `document_start` of each of many documents, int64 of the same shape."""
+        sequences = self.document_bounds[documents]
+        if self.num_sequences == 0:
+            return np.zeros(sequences.shape, np.int64)
+        starts = self._pointers[np.minimum(sequences, self.num_sequences - 1)] // self.dtype.itemsize
+        return np.where(sequences == self.num_sequences, self.num_tokens, starts)
+
     def document(self, document: int) -> np.ndarray:
         """Return the tokens of one document; IndexError outside [0, num_documents)."""
         if not 0 <= document < self.num_documents:

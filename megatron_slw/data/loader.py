@@ -30,6 +30,9 @@ class Blocks:
     """The tokens, one position on. Both are views of one (B, T + 1) array."""
     loss_mask_BT: np.ndarray | None = None
     """float32; None counts every label."""
+    starts_BT: np.ndarray | None = None
+    """bool, True where a token is the first of a document; None where documents are not tracked. Whether a row
+    begins in the middle of a document does not matter: nothing of the row is before it."""
 
 
 class TrainLoader:
@@ -38,11 +41,13 @@ class TrainLoader:
     Args:
         windows: the training split, of one corpus or of several.
         seed: chooses the order of every epoch.
+        track_documents: fill `Blocks.starts_BT`.
     """
 
-    def __init__(self, windows: Windows | BlendedWindows, seed: int) -> None:
+    def __init__(self, windows: Windows | BlendedWindows, seed: int, *, track_documents: bool = False) -> None:
         self.windows = windows
         self.seed = seed
+        self.track_documents = track_documents
 
     def read(self, step: BatchStep, dp_rank: int, dp_size: int) -> Blocks:
         """Return this rank's share of a step: rows [dp_rank * B, (dp_rank + 1) * B) with B = rows / dp_size.
@@ -55,7 +60,8 @@ class TrainLoader:
         if step.rows % dp_size or not 0 <= dp_rank < dp_size:
             raise ValueError(f"{step.rows} rows cannot be shared: rank {dp_rank} of {dp_size}")
         count = step.rows // dp_size
-        return _blocks(_gather(self.windows, step.samples_before + dp_rank * count, count, step.seq_len, self._order))
+        first = step.samples_before + dp_rank * count
+        return _gather(self.windows, first, count, step.seq_len, self._order, self.track_documents)
 
     def sample_windows(self, first: int, count: int, corpus: int = 0) -> np.ndarray:
         """Return the windows of the samples [first, first + count) of one corpus: int64 of shape (count,)."""
@@ -81,8 +87,9 @@ class ValidLoader:
     Of a blend it gives each corpus's share, so it ends with the first corpus that has no more windows.
     """
 
-    def __init__(self, windows: Windows | BlendedWindows) -> None:
+    def __init__(self, windows: Windows | BlendedWindows, *, track_documents: bool = False) -> None:
         self.windows = windows
+        self.track_documents = track_documents
 
     def __len__(self) -> int:
         return len(self.windows)
@@ -95,7 +102,7 @@ class ValidLoader:
         """
         if not 0 <= first <= first + count <= len(self):
             raise ValueError(f"windows {first} to {first + count} are not in [0, {len(self)})")
-        return _blocks(_gather(self.windows, first, count, self.windows.length, _in_order))
+        return _gather(self.windows, first, count, self.windows.length, _in_order, self.track_documents)
 
 
 def _in_order(corpus: int, first: int, count: int) -> np.ndarray:
@@ -108,21 +115,27 @@ def _gather(
     count: int,
     length: int,
     order: Callable[[int, int, int], np.ndarray],
-) -> np.ndarray:
-    """The first `length` + 1 tokens of the samples [first, first + count), shape (count, length + 1).
+    track_documents: bool,
+) -> Blocks:
+    """The first `length` labels of the samples [first, first + count), and the tokens before them.
 
     order(corpus, first, count) says which windows the samples of one corpus are.
     """
     if isinstance(windows, Windows):
-        return windows.gather(order(0, first, count), length)
+        index = order(0, first, count)
+        return _blocks(windows.gather(index, length), windows.starts(index, length) if track_documents else None)
     corpus, number = windows.blend.assign(first, count)
     rows_BT = np.empty((count, length + 1), windows.dtype)
-    for index, part in enumerate(windows.parts):
-        rows = np.flatnonzero(corpus == index)
+    starts_BT = np.zeros((count, length), bool) if track_documents else None
+    for part_number, part in enumerate(windows.parts):
+        rows = np.flatnonzero(corpus == part_number)
         if len(rows):
-            rows_BT[rows] = part.gather(order(index, int(number[rows[0]]), len(rows)), length)
-    return rows_BT
+            index = order(part_number, int(number[rows[0]]), len(rows))
+            rows_BT[rows] = part.gather(index, length)
+            if starts_BT is not None:
+                starts_BT[rows] = part.starts(index, length)
+    return _blocks(rows_BT, starts_BT)
 
 
-def _blocks(rows_BT: np.ndarray) -> Blocks:
-    return Blocks(rows_BT[:, :-1], rows_BT[:, 1:])
+def _blocks(rows_BT: np.ndarray, starts_BT: np.ndarray | None) -> Blocks:
+    return Blocks(rows_BT[:, :-1], rows_BT[:, 1:], starts_BT=starts_BT)

@@ -17,6 +17,7 @@ import numpy as np
 
 from megatron_slw.config.errors import ConfigError, show
 from megatron_slw.config.schema import DataConfig
+from megatron_slw.data.documents import document_starts
 from megatron_slw.data.indexed import IndexedDataset
 
 SplitName = Literal["train", "valid", "test"]
@@ -38,6 +39,8 @@ class Windows:
     """The stream: a contiguous 1-D view of the dataset."""
     length: int
     """N, the labels of a window."""
+    offset: int = 0
+    """Position of the stream's first token in `dataset.tokens`."""
 
     def __post_init__(self) -> None:
         if len(self.tokens) < self.length + 1:
@@ -76,6 +79,14 @@ class Windows:
         )
         return rows_WT[index]
 
+    def starts(self, index: np.ndarray, length: int) -> np.ndarray:
+        """Return which of the first `length` tokens of the windows `index` are the first of a document.
+
+        Returns:
+            bool of shape (rows, length): the inputs alone, not the last label.
+        """
+        return document_starts(self.dataset, self.offset + index * self.length, length)
+
 
 def open_windows(data: DataConfig, seq_length: int, name: SplitName, prefix: str | None = None) -> Windows:
     """Open one corpus and return its windows of one split, of `seq_length` labels each.
@@ -101,10 +112,11 @@ def open_windows(data: DataConfig, seq_length: int, name: SplitName, prefix: str
     bounds = split_bounds(data.split, dataset.num_documents)
     part = SPLIT_NAMES.index(name)
     first, last = bounds[part], bounds[part + 1]
-    tokens = dataset.tokens[dataset.document_start(first) : dataset.document_start(last)]
+    offset = dataset.document_start(first)
+    tokens = dataset.tokens[offset : dataset.document_start(last)]
     share = f"{last - first:,} of {dataset.num_documents:,} documents by data.split {data.split}"
     label = f"the {name} part ({share})"
-    return Windows(dataset, label, tokens, seq_length)
+    return Windows(dataset, label, tokens, seq_length, offset)
 
 
 def split_bounds(split: str, documents: int) -> tuple[int, int, int, int]:
