@@ -11,6 +11,7 @@ import math
 import os
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TextIO
@@ -20,6 +21,8 @@ from megatron_slw.progress import Progress
 from megatron_slw.train.tensorboard_events import TensorBoardWriter
 
 FILE_NAME = "metrics.jsonl"
+MAX_LINE = 1 << 16
+"""Bytes; no record comes near it, and a file without line ends must not fill the memory."""
 Record = dict[str, Any]
 """One line of the file; later versions may add keys."""
 
@@ -148,14 +151,25 @@ def truncate_metrics(path: Path, step: int) -> None:
 def read_metrics(path: str | Path) -> tuple[list[Record], list[Record]]:
     """Return (step records, evaluation records) of a metrics.jsonl, in the order of the file.
 
+    Raises:
+        OSError, ConfigError: as `stream_metrics`.
+    """
+    steps: list[Record] = []
+    evaluations: list[Record] = []
+    for _, record in stream_metrics(path):
+        (evaluations if "val_loss" in record else steps).append(record)
+    return steps, evaluations
+
+
+def stream_metrics(path: str | Path) -> Iterator[tuple[int, Record]]:
+    """Yield (line number from 1, record) of a metrics.jsonl, one line in memory at a time.
+
     A last line that a kill cut off is left out.
 
     Raises:
         OSError: the file cannot be read.
         ConfigError: another line is no record; the message has its number.
     """
-    steps: list[Record] = []
-    evaluations: list[Record] = []
     damaged: int | None = None
     for number, record in _records(Path(path)):
         if damaged is not None:
@@ -163,17 +177,16 @@ def read_metrics(path: str | Path) -> tuple[list[Record], list[Record]]:
         if record is None:
             damaged = number
         else:
-            (evaluations if "val_loss" in record else steps).append(record)
-    return steps, evaluations
+            yield number, record
 
 
 def _records(path: Path) -> Iterator[tuple[int, Record | None]]:
     """Yield (line number from 1, record), the record None where the line is not one."""
     with path.open("rb") as file:  # a cut may fall inside a character: decoding is per line
-        for number, line in enumerate(file, start=1):
+        for number, line in enumerate(iter(partial(file.readline, MAX_LINE), b""), start=1):
             try:
                 record = json.loads(line)
-            except ValueError:
+            except (ValueError, RecursionError):
                 record = None
             valid = isinstance(record, dict) and type(record.get("step")) is int
             yield number, record if valid else None

@@ -13,7 +13,7 @@ import pytest
 
 from megatron_slw.config.errors import ConfigError
 from megatron_slw.progress import Progress
-from megatron_slw.train.metrics import FILE_NAME, MetricsWriter, StepMetrics, read_metrics
+from megatron_slw.train.metrics import FILE_NAME, MAX_LINE, MetricsWriter, StepMetrics, read_metrics
 
 
 def metrics(step: int, loss: float = 4.0, grad_norm: float = 0.5, mfu: float | None = None) -> StepMetrics:
@@ -134,6 +134,13 @@ def test_a_damaged_line_in_the_middle_is_named(tmp_path: Path, line: str) -> Non
     path = tmp_path / FILE_NAME
     path.write_text(f'{{"step": 1}}\n{line}\n{{"step": 3}}\n')
     with pytest.raises(ConfigError, match="line 2"):
+        read_metrics(path)
+
+
+def test_a_file_without_line_ends_is_not_read_into_memory(tmp_path: Path) -> None:
+    path = tmp_path / FILE_NAME
+    path.write_bytes(b"[" * (3 * MAX_LINE))  # too deep for the parser as well
+    with pytest.raises(ConfigError, match="line 1 "):
         read_metrics(path)
 
 
