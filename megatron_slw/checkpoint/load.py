@@ -22,8 +22,11 @@ from megatron_slw.config.schema import RunConfig
 from megatron_slw.parallel.sharding import Shard
 from megatron_slw.progress import Progress, whole_number
 from megatron_slw.slw.plan import Plan
+from megatron_slw.slw.stability import Stability
 
 STATE_KEYS = {"progress", "plan", "config", "optimizer_steps", "loss_scaler", "dataset"}
+LATER_STATE_KEYS = {"stability"}
+"""Written too; checkpoints of before they existed are read without them."""
 
 
 @dataclass(frozen=True)
@@ -50,11 +53,14 @@ class Checkpoint:
             raise ConfigError(f"checkpoint {self.path} is not a directory.")
         self.records = layout.read_manifest(self.path)
         state = layout.read_checkpoint_json(self.path, layout.STATE)
-        if set(state) != STATE_KEYS:
+        if set(state) | LATER_STATE_KEYS != STATE_KEYS | LATER_STATE_KEYS:
             raise ConfigError(f"{self} {layout.STATE} must have {sorted(STATE_KEYS)}, but has {sorted(state)}.")
         self.state = state
         self.progress = Progress.from_json(state["progress"])
         self.plan = Plan.from_json(state["plan"])
+        # Stored, not reckoned again from metrics.jsonl: that lies in the run directory, not here, so it is absent
+        # where a run starts from another's checkpoint, and a person may have deleted it.
+        self.stability = Stability.from_json(state["stability"]) if "stability" in state else Stability()
         try:
             self.config = RunConfig.model_validate(state["config"])
         except ValidationError as error:

@@ -24,6 +24,7 @@ from megatron_slw.parallel.groups import Groups
 from megatron_slw.parallel.sharding import Shard, sharded_parameters
 from megatron_slw.progress import Progress
 from megatron_slw.slw.plan import Plan
+from megatron_slw.slw.stability import Stability
 from megatron_slw.train.engine import Engine
 from megatron_slw.train.engine_state import (
     optimizer_steps,
@@ -79,7 +80,13 @@ class _RankFiles:
 
 
 def save_checkpoint(
-    engine: Engine, directory: Path, progress: Progress, plan: Plan, dataset: dict[str, Any] | None, keep_last: int
+    engine: Engine,
+    directory: Path,
+    progress: Progress,
+    plan: Plan,
+    dataset: dict[str, Any] | None,
+    keep_last: int,
+    stability: Stability,
 ) -> Path:
     """Save after `progress.step` steps. Collective.
 
@@ -90,6 +97,7 @@ def save_checkpoint(
         plan: the compiled schedule.
         dataset: what identifies the training data, to be compared at resume.
         keep_last: complete checkpoints to keep.
+        stability: what the instruments measured.
 
     Returns:
         The checkpoint's folder.
@@ -122,6 +130,7 @@ def save_checkpoint(
                 "optimizer_steps": optimizer_steps(engine),
                 "loss_scaler": read_scaler(engine),
                 "dataset": dataset,
+                "stability": stability.to_json(),
             }
             layout.write_json(writing / layout.STATE, state)
             layout.commit(writing, final, _all_records(writing, groups.world_size), keep_last)

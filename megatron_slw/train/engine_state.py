@@ -13,6 +13,7 @@ import torch
 from deepspeed.utils import (
     safe_get_full_fp32_param,
     safe_get_full_optimizer_state,
+    safe_get_local_optimizer_state,
     safe_set_full_fp32_param,
     safe_set_full_optimizer_state,
     safe_set_local_fp32_param,
@@ -57,6 +58,21 @@ def write_tensor(engine: Engine, param: nn.Parameter, kind: str, value: Tensor) 
         safe_set_full_fp32_param(param, value)
     else:
         safe_set_full_optimizer_state(param, value, kind)
+
+
+def local_fragment(engine: Engine, param: nn.Parameter, kind: str) -> Tensor | None:
+    """This rank's own part of an optimizer tensor, flat, without ZeRO's padding; a view, no communication.
+
+    At ZeRO 0 that is the whole of the rank's block. None where other data-parallel ranks hold all of it.
+    """
+    if engine.config.zero_stage == 0:
+        return engine.torch_optimizer.state[param][kind].view(-1)
+    if engine.config.zero_stage < 3:
+        mapping = param._hp_mapping  # type: ignore[attr-defined]
+        return None if mapping is None else mapping.get_optim_state_fragment(kind)
+    size = param.ds_tensor.numel()  # type: ignore[attr-defined]
+    count = min(size, param.ds_numel - engine.groups.dp_rank * size)  # type: ignore[attr-defined]
+    return safe_get_local_optimizer_state(param, kind)[:count] if count > 0 else None
 
 
 def ensure_optimizer_state(engine: Engine, steps: int | None = None) -> None:

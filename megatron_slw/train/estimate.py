@@ -69,12 +69,14 @@ def flops_per_token(model: ModelConfig, seq_len: int) -> int:
     return 6 * weights + 12 * model.num_layers * hidden * seq_len
 
 
-def plan_flops(model: ModelConfig, plan: Plan) -> int:
-    """FLOPs of a whole run, each step at its own length. Evaluation is not counted."""
+def plan_flops(model: ModelConfig, plan: Plan, steps: int | None = None) -> int:
+    """FLOPs of the first `steps` steps, or of a whole run, each step at its own length. Evaluation is not counted."""
+    last = plan.total_steps if steps is None else steps
     ends = [*(run.first_step for run in plan.runs[1:]), plan.total_steps]
     return sum(
-        (end - run.first_step) * run.rows * run.seq_len * flops_per_token(model, run.seq_len)
+        (min(end, last) - run.first_step) * run.rows * run.seq_len * flops_per_token(model, run.seq_len)
         for run, end in zip(plan.runs, ends, strict=True)
+        if run.first_step < last
     )
 
 

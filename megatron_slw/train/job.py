@@ -30,6 +30,7 @@ from megatron_slw.parallel.launch import Launch, read_launch
 from megatron_slw.parallel.sharding import Shard
 from megatron_slw.progress import Progress
 from megatron_slw.slw.plan import compile_plan
+from megatron_slw.slw.stability import Stability
 from megatron_slw.train.engine import Engine, NonFiniteError
 from megatron_slw.train.engine_state import WEIGHT, ensure_optimizer_state
 from megatron_slw.train.loop import Job, train
@@ -102,6 +103,7 @@ def build_job(config: RunConfig, groups: Groups) -> Job:
         valid_data=ValidLoader(valid_windows) if valid_windows is not None else None,
         dataset=dataset,
         start=start,
+        stability=checkpoint.stability if checkpoint is not None else Stability(),
         checkpoints=directory,
         peak_flops=_peak_flops(config),
     )

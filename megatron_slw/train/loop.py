@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,11 +15,13 @@ from megatron_slw.config.schema import RunConfig
 from megatron_slw.data.loader import TrainLoader, ValidLoader
 from megatron_slw.progress import Progress
 from megatron_slw.slw.plan import BatchStep, Plan
+from megatron_slw.slw.stability import Stability
 from megatron_slw.train.engine import Engine, StepResult
-from megatron_slw.train.estimate import flops_per_token, parameters
+from megatron_slw.train.estimate import flops_per_token, parameters, plan_flops
 from megatron_slw.train.evaluate import validation_loss
 from megatron_slw.train.learning_rate import learning_rate
 from megatron_slw.train.metrics import MetricsWriter, StepMetrics
+from megatron_slw.train.optimizer_statistics import VarianceSqrt, variance_sqrt
 from megatron_slw.train.progress_display import ProgressDisplay
 from megatron_slw.train.signals import StopRequest
 from megatron_slw.train.units import count_text
@@ -36,6 +39,8 @@ class Job:
     dataset: dict[str, Any] | None
     """What identifies the training data; saved with each checkpoint."""
     start: Progress
+    stability: Stability
+    """What was measured before `start`."""
     checkpoints: Path
     peak_flops: float | None
     """Of all devices together; None where it is not known."""
@@ -83,19 +88,19 @@ def train(job: Job) -> Progress:
         NonFiniteError: a loss or gradient norm is not finite; nothing was updated or saved for that step.
         SaveError: a checkpoint could not be written.
     """
-    config, plan, progress = job.config, job.plan, job.start
+    config, plan, progress, stability = job.config, job.plan, job.start, job.stability
     with _Output(job) as output, StopRequest(job.engine.groups) as stop:
         output.note(_greeting(job))
         for step in _steps(plan, progress.step):
-            progress = _train_one(job, step, output)
+            stability = _train_one(job, step, stability, output)
+            progress = step.after
             stopping = stop.agreed()
             last = progress.step == plan.total_steps
             if job.valid_data is not None and _due(progress.step, config.evaluation.interval, last):
                 output.evaluation(progress, validation_loss(job.engine, job.valid_data, config))
             if stopping or _due(progress.step, config.checkpoint.interval, last):
-                folder = save_checkpoint(
-                    job.engine, job.checkpoints, progress, plan, job.dataset, config.checkpoint.keep_last
-                )
+                keep = config.checkpoint.keep_last
+                folder = save_checkpoint(job.engine, job.checkpoints, progress, plan, job.dataset, keep, stability)
                 output.note(f"saved {folder}")
             if stopping:
                 output.note(
@@ -127,17 +132,29 @@ def _due(step: int, interval: int, last: bool) -> bool:
     return last or (interval > 0 and step % interval == 0)
 
 
-def _train_one(job: Job, step: BatchStep, output: _Output) -> Progress:
+def _train_one(job: Job, step: BatchStep, before: Stability, output: _Output) -> Stability:
     began = time.perf_counter()
     groups = job.engine.groups
     blocks = job.train_data.read(step, groups.dp_rank, groups.dp_size)
     rate = learning_rate(job.config, job.plan, step.step)
     result = job.engine.train_step(blocks, step, rate)
-    output.step(_metrics(job, step, rate, result, time.perf_counter() - began))
-    return step.after
+    variance = variance_sqrt(job.engine)
+    seconds = time.perf_counter() - began
+    after = before.after(result.loss, result.grad_norm if result.applied else math.nan)
+    output.step(_metrics(job, step, rate, result, seconds, before.loss_ratio(result.loss), after, variance))
+    return after
 
 
-def _metrics(job: Job, step: BatchStep, rate: float, result: StepResult, seconds: float) -> StepMetrics:
+def _metrics(
+    job: Job,
+    step: BatchStep,
+    rate: float,
+    result: StepResult,
+    seconds: float,
+    loss_ratio: float,
+    stability: Stability,
+    variance: VarianceSqrt | None,
+) -> StepMetrics:
     per_second = step.tokens / seconds
     flops = per_second * flops_per_token(job.config.model, step.seq_len)
     return StepMetrics(
@@ -151,4 +168,11 @@ def _metrics(job: Job, step: BatchStep, rate: float, result: StepResult, seconds
         step_time_s=seconds,
         tokens_per_s=per_second,
         mfu=flops / job.peak_flops if job.peak_flops else None,
+        loss_ratio=loss_ratio,
+        loss_ratio_count=stability.loss_ratio_count,
+        spike_score=stability.spike_score,
+        variance_sqrt_l1=variance.l1 if variance else None,
+        variance_sqrt_abs_max=variance.abs_max if variance else None,
+        flops=plan_flops(job.config.model, job.plan, step.after.step),
+        tokens_discarded=step.after.samples * job.plan.full_length - step.after.tokens,
     )

@@ -25,6 +25,9 @@ MAX_LINE = 1 << 16
 """Bytes; no record comes near it, and a file without line ends must not fill the memory."""
 Record = dict[str, Any]
 """One line of the file; later versions may add keys."""
+NOT_DRAWN = ("step", "samples", "step_time_s")
+DRAWN_BY_TOKENS = ("loss", "loss_ratio", "grad_norm", "variance_sqrt_l1", "variance_sqrt_abs_max")
+"""What runs of different lengths are compared by: equal tokens, not equal steps."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,20 @@ class StepMetrics:
     """Over all ranks."""
     mfu: float | None
     """Model FLOPs utilization, 0 to 1; None where the device's peak is not known."""
+    loss_ratio: float = 1.0
+    """Loss over the lowest of the steps before; see `slw.stability` for this and the next two."""
+    loss_ratio_count: int = 0
+    """Steps so far, this one included, whose loss ratio was above 1.2."""
+    spike_score: float = 0.0
+    """Share of the steps so far, this one included, that were spikes."""
+    variance_sqrt_l1: float | None = None
+    """L1 norm of the square root of Adam's second moment, after this step; None for SGD."""
+    variance_sqrt_abs_max: float | None = None
+    """Its largest element."""
+    flops: int = 0
+    """Model FLOPs of the training so far, this step included; see `estimate.plan_flops`."""
+    tokens_discarded: int = 0
+    """Labels of the samples read so far that were not trained."""
 
 
 class MetricsWriter:
@@ -86,16 +103,16 @@ class MetricsWriter:
             self._resumed = False
         self._write(record)
         if self._tensorboard is not None:
-            names = ("loss", "seq_len", "lr", "grad_norm", "tokens_per_s", "mfu", "tokens")
-            values = {f"train/{name}": record[name] for name in names}
-            self._tensorboard.scalars(metrics.step, metrics.tokens, values, by_tokens="train/loss")
+            values = {f"train/{name}": value for name, value in asdict(metrics).items() if name not in NOT_DRAWN}
+            by_tokens = tuple(f"train/{name}" for name in DRAWN_BY_TOKENS)
+            self._tensorboard.scalars(metrics.step, metrics.tokens, values, by_tokens)
 
     def evaluation(self, progress: Progress, val_loss: float) -> None:
         """Write the mean validation loss (nats per token, at full length) after `progress.step` steps."""
         self._write({"step": progress.step, "tokens": progress.tokens, "val_loss": val_loss})
         if self._tensorboard is not None:
             name = "validation/loss"
-            self._tensorboard.scalars(progress.step, progress.tokens, {name: val_loss}, by_tokens=name)
+            self._tensorboard.scalars(progress.step, progress.tokens, {name: val_loss}, by_tokens=(name,))
 
     def close(self) -> None:
         """Flush and close the files; writing afterwards is an error."""

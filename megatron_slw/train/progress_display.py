@@ -22,11 +22,6 @@ RECENT_STEPS = 50
 REFRESH_S = 0.2
 
 
-def loss_ratio(loss: float, lowest: float) -> float:
-    """Return loss / lowest loss before it (infinity: none before, 1). Above about 1.2 it is a spike."""
-    return loss / lowest if math.isfinite(lowest) and lowest > 0 else 1.0
-
-
 class Speed:
     """Tokens per second over the recent steps, and from it the time left.
 
@@ -55,7 +50,7 @@ class Speed:
         return (self._total - self._done) / rate if rate > 0 else math.nan
 
 
-def step_line(metrics: StepMetrics, total_steps: int, ratio: float, speed: Speed) -> str:
+def step_line(metrics: StepMetrics, total_steps: int, speed: Speed) -> str:
     """Return one step as a line for a log file."""
     return " | ".join(
         (
@@ -63,7 +58,7 @@ def step_line(metrics: StepMetrics, total_steps: int, ratio: float, speed: Speed
             f"tokens {count_text(metrics.tokens)}",
             f"len {metrics.seq_len}",
             f"loss {metrics.loss:.4f}",
-            f"ratio {ratio:.2f}",
+            f"ratio {metrics.loss_ratio:.2f}",
             f"lr {metrics.lr:.2e}",
             f"gnorm {metrics.grad_norm:.2f}",
             f"{rate_text(speed.tokens_per_s)} tok/s",
@@ -106,7 +101,6 @@ class ProgressDisplay:
         self._stream = sys.stdout if stream is None else stream
         self._plan, self._interval = plan, interval
         self._speed = Speed(plan.tokens_trained, start.tokens)
-        self._lowest_loss = math.inf
         self._drawn = -math.inf
         self._bar: RichProgress | None = None
         # Not Console.is_terminal: FORCE_COLOR, which many CI systems set, would make it draw bars into log
@@ -122,9 +116,6 @@ class ProgressDisplay:
     def step(self, metrics: StepMetrics) -> None:
         """Take in one step, and show it if it is due."""
         self._speed.update(metrics.step_time_s, metrics.tokens)
-        ratio = loss_ratio(metrics.loss, self._lowest_loss)
-        if metrics.loss < self._lowest_loss:
-            self._lowest_loss = metrics.loss
         total = self._plan.total_steps
         last = metrics.step == total
         if self._bar is not None:
@@ -134,7 +125,7 @@ class ProgressDisplay:
             if due:
                 self._drawn = time.monotonic()
         elif last or metrics.step % self._interval == 0:
-            self.note(step_line(metrics, total, ratio, self._speed))
+            self.note(step_line(metrics, total, self._speed))
 
     def evaluation(self, progress: Progress, val_loss: float) -> None:
         """Show a validation loss."""

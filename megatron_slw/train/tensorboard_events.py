@@ -13,7 +13,7 @@ from megatron_slw.progress import Progress
 
 
 class TensorBoardWriter:
-    """Scalars against steps in <directory>/by_step, the losses against tokens in <directory>/by_tokens.
+    """Scalars against steps in <directory>/by_step, some against tokens in <directory>/by_tokens.
 
     Two runs, because a resume makes TensorBoard forget what lies after the step it begins with, whatever the
     tag: one run must not mix two kinds of steps.
@@ -38,13 +38,13 @@ class TensorBoardWriter:
                 restart = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
                 writer.add_event(self._event(wall_time=time.time(), step=last + 1, session_log=restart))
 
-    def scalars(self, step: int, tokens: int, values: Mapping[str, float | None], by_tokens: str) -> None:
-        """Write `values` (tag: scalar) against steps, and the one named `by_tokens` against tokens too.
+    def scalars(self, step: int, tokens: int, values: Mapping[str, float | None], by_tokens: tuple[str, ...]) -> None:
+        """Write `values` (tag: scalar) against steps, and those named in `by_tokens` against tokens too.
 
         Values that are None or not finite are left out.
         """
         self._add(self._by_step, step, values)
-        self._add(self._by_tokens, tokens, {f"{by_tokens}_by_tokens": values[by_tokens]})
+        self._add(self._by_tokens, tokens, {f"{tag}_by_tokens": values[tag] for tag in by_tokens})
 
     def close(self) -> None:
         """Write out what is buffered and end the writers' threads."""

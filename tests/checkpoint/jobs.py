@@ -14,6 +14,7 @@ from megatron_slw.config.schema import RunConfig
 from megatron_slw.parallel.groups import build_groups
 from megatron_slw.parallel.sharding import sharded_parameters
 from megatron_slw.progress import Progress
+from megatron_slw.slw.stability import Stability
 from megatron_slw.train.engine_state import read_tensor, tensor_kinds
 from megatron_slw.train.job import build_job
 from megatron_slw.train.learning_rate import learning_rate
@@ -50,7 +51,7 @@ def run(config: RunConfig, until: int, save_at: tuple[int, ...] = ()) -> dict[st
         draws[number] = float(torch.rand(()))
         progress = step.after
         if progress.step in save_at:
-            save_checkpoint(job.engine, job.checkpoints, progress, job.plan, job.dataset, keep_last=10)
+            save_checkpoint(job.engine, job.checkpoints, progress, job.plan, job.dataset, 10, Stability())
     return {
         "losses": losses,
         "tokens": tokens,
@@ -85,7 +86,7 @@ def save_fails_on_one_rank(config: RunConfig, broken_rank: int) -> str:
 
         original, save.save_file = save.save_file, full_disk
     try:
-        save_checkpoint(job.engine, job.checkpoints, Progress(1, 8, 64), job.plan, job.dataset, keep_last=2)
+        save_checkpoint(job.engine, job.checkpoints, Progress(1, 8, 64), job.plan, job.dataset, 2, Stability())
     except save.SaveError as error:
         return str(error)
     finally:

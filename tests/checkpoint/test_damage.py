@@ -13,6 +13,7 @@ import pytest
 from megatron_slw.checkpoint.format import latest_checkpoint, remove_debris
 from megatron_slw.checkpoint.load import Checkpoint
 from megatron_slw.config.errors import ConfigError
+from megatron_slw.slw.stability import Stability
 from megatron_slw.testing import WorkerPool, tiny_config, write_tiny_dataset
 from tests.checkpoint import jobs
 
@@ -148,3 +149,16 @@ def test_a_step_without_a_manifest_is_not_the_latest(saved: Path, tmp_path: Path
     assert latest_checkpoint(folder) == folder / "step_000002"
     remove_debris(folder)
     assert sorted(p.name for p in folder.iterdir()) == ["step_000002", "step_000004"]
+
+
+def test_what_was_measured_is_saved_and_older_checkpoints_are_read_without(saved: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "step_000004"
+    shutil.copytree(saved / "step_000004", copy)
+    measured = Stability().after(4.0, 0.1).after(8.0, 0.7)
+    edit_state(copy, lambda state: state.update(stability=measured.to_json()))
+    assert Checkpoint(copy).stability == measured
+    edit_state(copy, lambda state: state.pop("stability"))
+    assert Checkpoint(copy).stability == Stability()
+    edit_state(copy, lambda state: state.update(stability={"steps": 3}))
+    with pytest.raises(ConfigError, match="stability must be an object"):
+        Checkpoint(copy)

@@ -9,6 +9,7 @@ import pytest
 from megatron_slw.config.load import resolve
 from megatron_slw.config.schema import ModelConfig, RunConfig
 from megatron_slw.slw.plan import compile_plan
+from megatron_slw.testing import tiny_config
 from megatron_slw.train import activations as act
 from megatron_slw.train import estimate
 
@@ -96,6 +97,16 @@ def test_flops_of_a_plan_use_each_step_s_length() -> None:
     expected = sum(step.tokens * estimate.flops_per_token(config.model, step.seq_len) for step in steps)
     assert len({step.seq_len for step in steps}) > 3
     assert estimate.plan_flops(config.model, plan) == expected
+
+
+def test_flops_so_far_are_those_of_the_steps_done() -> None:
+    config = tiny_config("unused")
+    plan, done = compile_plan(config), 0
+    for step in range(plan.total_steps):
+        assert estimate.plan_flops(config.model, plan, step) == done
+        batch = plan.at(step)
+        done += batch.tokens * estimate.flops_per_token(config.model, batch.seq_len)
+    assert estimate.plan_flops(config.model, plan, plan.total_steps) == done == estimate.plan_flops(config.model, plan)
 
 
 def test_a_layer_keeps_what_the_paper_says() -> None:

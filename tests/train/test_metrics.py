@@ -28,6 +28,13 @@ def metrics(step: int, loss: float = 4.0, grad_norm: float = 0.5, mfu: float | N
         step_time_s=0.25,
         tokens_per_s=400.0,
         mfu=mfu,
+        loss_ratio=0.5,
+        loss_ratio_count=3,
+        spike_score=0.25,
+        variance_sqrt_l1=7.0,
+        variance_sqrt_abs_max=0.125,
+        flops=10**21 * step,
+        tokens_discarded=9 * step,
     )
 
 
@@ -53,7 +60,8 @@ def test_one_object_per_step_and_evaluation(tmp_path: Path) -> None:
         {"step": 2, "tokens": 200, "val_loss": 5.5},
     ]
     assert list(json.loads(lines[0])) == (
-        "step tokens samples seq_len loss lr grad_norm step_time_s tokens_per_s mfu".split()
+        "step tokens samples seq_len loss lr grad_norm step_time_s tokens_per_s mfu loss_ratio loss_ratio_count "
+        "spike_score variance_sqrt_l1 variance_sqrt_abs_max flops tokens_discarded".split()
     )
 
 
@@ -163,6 +171,8 @@ def test_tensorboard_has_each_committed_step_once(tmp_path: Path) -> None:
     for field in fields(StepMetrics):
         if field.name not in ("step", "samples", "step_time_s", "mfu"):
             assert len(scalars("by_step", f"train/{field.name}")) == 8
+    for name in ("loss_ratio", "grad_norm", "variance_sqrt_l1", "variance_sqrt_abs_max"):
+        assert [at for at, _ in scalars("by_tokens", f"train/{name}_by_tokens")] == list(range(100, 900, 100))
 
 
 def test_no_torch_is_imported() -> None:
@@ -172,3 +182,9 @@ def test_no_torch_is_imported() -> None:
         "megatron_slw.train.learning_rate; sys.exit('torch' in sys.modules or 'tensorboard' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_every_field_is_documented() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text()
+    documented = [line.split("`")[1] for line in page.splitlines() if line.startswith("| `")]
+    assert documented == [field.name for field in fields(StepMetrics)]

@@ -121,6 +121,11 @@ def check_metrics(run: Path, straight: Path, rtol: float) -> None:
     assert [s["step"] for s in steps] == list(range(1, STEPS + 1)), "a step is missing or twice"
     assert [s["seq_len"] for s in steps] == [s["seq_len"] for s in expected]
     assert [s["loss"] for s in steps] == pytest.approx([s["loss"] for s in expected], rel=rtol, abs=0)
+    for name in ("tokens_discarded", "flops", "loss_ratio_count"):
+        assert [s[name] for s in steps] == [s[name] for s in expected], name
+    for name in ("loss_ratio", "spike_score", "variance_sqrt_l1", "variance_sqrt_abs_max"):
+        found = [s[name] for s in steps]
+        assert found == pytest.approx([s[name] for s in expected], rel=100 * rtol, abs=0), name
     losses = [e["val_loss"] for e in evaluations]
     assert losses == pytest.approx([e["val_loss"] for e in expected_evaluations], rel=rtol, abs=0)
     assert len(losses) == 3, "an evaluation is missing"

@@ -11,7 +11,7 @@ import pytest
 from megatron_slw.progress import Progress
 from megatron_slw.slw.plan import Plan, Run
 from megatron_slw.train.metrics import StepMetrics
-from megatron_slw.train.progress_display import ProgressDisplay, Speed, loss_ratio, step_line
+from megatron_slw.train.progress_display import ProgressDisplay, Speed, step_line
 from megatron_slw.train.units import count_text, duration_text, rate_text
 
 PLAN = Plan((Run(0, 8, 4), Run(5, 64, 4)), total_steps=10, full_length=64)
@@ -22,16 +22,16 @@ class Terminal(io.StringIO):
         return True
 
 
-def metrics(step: int, loss: float = 4.0, step_time_s: float = 1.0) -> StepMetrics:
+def metrics(step: int, loss: float = 4.0, step_time_s: float = 1.0, ratio: float = 1.0) -> StepMetrics:
     tokens = PLAN.progress_at(step).tokens
-    return StepMetrics(step, tokens, 4 * step, 8, loss, 1.2e-3, 0.84, step_time_s, 32.0, None)
+    return StepMetrics(step, tokens, 4 * step, 8, loss, 1.2e-3, 0.84, step_time_s, 32.0, None, ratio)
 
 
 def test_the_line_has_the_shape_of_the_documentation() -> None:
     speed = Speed(total_tokens=1_336_200, done_tokens=968_000)
     speed.update(10.0, 1_019_000)
-    shown = StepMetrics(612, 1_019_000, 4896, 224, 4.31274, 1.2e-3, 0.841, 10.0, 5100.0, None)
-    assert step_line(shown, 800, 1.0123, speed) == (
+    shown = StepMetrics(612, 1_019_000, 4896, 224, 4.31274, 1.2e-3, 0.841, 10.0, 5100.0, None, 1.0123)
+    assert step_line(shown, 800, speed) == (
         "step 612/800 | tokens 1.02 M | len 224 | loss 4.3127 | ratio 1.01 | lr 1.20e-03 | gnorm 0.84 "
         "| 5.1k tok/s | 1:02 left"
     )
@@ -74,13 +74,13 @@ def test_lines_at_the_interval_and_the_last_step() -> None:
     assert lines[-1].endswith("| 0:00 left")
 
 
-def test_ratio_is_to_the_lowest_loss_before() -> None:
+def test_the_ratio_shown_is_the_one_measured() -> None:
+    """The display reckoned its own, which began anew with each resume."""
     stream = io.StringIO()
     with ProgressDisplay(PLAN, Progress(), stream=stream) as display:
-        for step, loss in enumerate((4.0, 2.0, 3.0, 2.0), start=1):
-            display.step(metrics(step, loss=loss))
-    assert re.findall(r"ratio (\S+)", stream.getvalue()) == ["1.00", "0.50", "1.50", "1.00"]
-    assert loss_ratio(3.0, math.inf) == 1.0
+        for step, ratio in enumerate((1.0, 0.5, 1.5, math.nan), start=1):
+            display.step(metrics(step, ratio=ratio))
+    assert re.findall(r"ratio (\S+)", stream.getvalue()) == ["1.00", "0.50", "1.50", "nan"]
 
 
 def test_a_log_file_gets_no_control_codes(monkeypatch: pytest.MonkeyPatch) -> None:
