@@ -120,6 +120,15 @@ class DataConfig(Section):
     """Train, validation, test shares of the documents of each corpus of `path`; without a valid_path."""
     allow_changed: Switch = False
     """Resume although data, blend, split, seed or length are not those the checkpoint was trained with."""
+    reset_position_ids: Switch = False
+    """Positions begin anew with each document of a row."""
+    reset_attention_mask: Switch = False
+    """Attention sees no other document of the row."""
+
+    @property
+    def track_documents(self) -> bool:
+        """Whether the model must know where the documents of a row begin."""
+        return self.reset_position_ids or self.reset_attention_mask
 
     @property
     def corpora(self) -> tuple[Corpus, ...]:

@@ -4,6 +4,9 @@ Shapes: B rows of this micro-batch, T tokens of a row (read from the input, so t
 step), t = T / tensor-parallel size under sequence parallelism (else T), C hidden size, H attention heads of this
 rank, D head size, V vocabulary columns of this rank.
 
+Where positions or attention begin anew with each document (data.reset_position_ids, data.reset_attention_mask), the
+documents of the rows come with the tokens as document_ids_BT; else that is None, and attention is plainly causal.
+
 Logical tensor names are Megatron's. The query_key_value rows are stored head by head, (head, q|k|v, D), so that the
 block of a tensor-parallel rank is a plain slice of whole heads.
 """
@@ -16,6 +19,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from megatron_slw.config.schema import ModelConfig, RunConfig
+from megatron_slw.model.documents import document_attention_bias, positions_in_documents
 from megatron_slw.parallel.collectives import copy_to_tensor
 from megatron_slw.parallel.cross_entropy import vocab_parallel_cross_entropy
 from megatron_slw.parallel.groups import Groups
@@ -48,18 +52,22 @@ class PositionEmbedding(nn.Module):
         super().__init__()
         self.groups = groups
         self.sequence_parallel = config.parallel.sequence_parallel
+        self.reset_position_ids = config.data.reset_position_ids
         shape = (config.model.seq_length, config.model.hidden_size)
         self.weight = make_parameter("embedding.position_embeddings.weight", shape, None, groups)
         self.dropout = Dropout(config.model.hidden_dropout, groups, local=self.sequence_parallel)
 
-    def forward(self, x_BtC: Tensor) -> Tensor:
-        """(B, t, C) to (B, t, C)."""
+    def forward(self, x_BtC: Tensor, document_ids_BT: Tensor | None = None) -> Tensor:
+        """(B, t, C), and the documents of whole rows where positions begin anew with each, to (B, t, C)."""
         length = x_BtC.size(1)
         weight: Tensor = self.weight
         first = 0
         if self.sequence_parallel:  # this rank holds positions [rank * t, rank * t + t)
             weight = copy_to_tensor(weight, self.groups)
             first = self.groups.tp_rank * length
+        if self.reset_position_ids and document_ids_BT is not None:
+            positions_Bt = positions_in_documents(document_ids_BT)[:, first : first + length]
+            return self.dropout(x_BtC + F.embedding(positions_Bt, weight))
         return self.dropout(x_BtC + weight[first : first + length])
 
 
@@ -75,26 +83,26 @@ class SelfAttention(nn.Module):
         self.query_key_value = ColumnParallelLinear(f"{name}.query_key_value", size, 3 * size, groups, sp)
         self.dense = RowParallelLinear(f"{name}.dense", size, size, groups, sp)
 
-    def forward(self, x_BtC: Tensor) -> Tensor:
-        """(B, t, C) to (B, t, C)."""
+    def forward(self, x_BtC: Tensor, bias_B1TT: Tensor | None = None) -> Tensor:
+        """(B, t, C) to (B, t, C); the bias is added to the scores and takes the place of the causal mask."""
         mixed = self.query_key_value(x_BtC)
         rows, length, width = mixed.shape
         heads = width // (3 * self.head_dim)
         q_BHTD, k_BHTD, v_BHTD = mixed.view(rows, length, heads, 3, self.head_dim).permute(3, 0, 2, 1, 4)
-        context_BHTD = self._attend(q_BHTD, k_BHTD, v_BHTD)
+        context_BHTD = self._attend(q_BHTD, k_BHTD, v_BHTD, bias_B1TT)
         return self.dense(context_BHTD.transpose(1, 2).reshape(rows, length, heads * self.head_dim))
 
-    def _attend(self, q_BHTD: Tensor, k_BHTD: Tensor, v_BHTD: Tensor) -> Tensor:
-        dropout = self.dropout if self.training else 0.0
+    def _attend(self, q_BHTD: Tensor, k_BHTD: Tensor, v_BHTD: Tensor, bias_B1TT: Tensor | None) -> Tensor:
+        dropout, causal = self.dropout if self.training else 0.0, bias_B1TT is None
         if dropout == 0.0 or self.groups.tp_size == 1:
-            return F.scaled_dot_product_attention(q_BHTD, k_BHTD, v_BHTD, dropout_p=dropout, is_causal=True)
+            return F.scaled_dot_product_attention(q_BHTD, k_BHTD, v_BHTD, bias_B1TT, dropout, causal)
         # The ranks hold different heads and share the default generator's state: each forks it with a seed of its
         # own, else head h of every rank would drop the same entries.
         seed = int(torch.randint(2**48, ())) * 4096 + self.groups.tp_rank
         devices = [q_BHTD.device] if q_BHTD.is_cuda else []
         with torch.random.fork_rng(devices=devices):
             torch.manual_seed(seed % 2**63)
-            return F.scaled_dot_product_attention(q_BHTD, k_BHTD, v_BHTD, dropout_p=dropout, is_causal=True)
+            return F.scaled_dot_product_attention(q_BHTD, k_BHTD, v_BHTD, bias_B1TT, dropout, causal)
 
 
 class MLP(nn.Module):
@@ -126,14 +134,14 @@ class TransformerLayer(nn.Module):
         self.mlp = MLP(config, groups, f"{name}.mlp")
         self.dropout = Dropout(model.hidden_dropout, groups, local=sp)
 
-    def forward(self, x_BtC: Tensor) -> Tensor:
-        """(B, t, C) to (B, t, C)."""
+    def forward(self, x_BtC: Tensor, bias_B1TT: Tensor | None = None) -> Tensor:
+        """(B, t, C) to (B, t, C); see `SelfAttention` for the bias."""
         if self.recompute and torch.is_grad_enabled():
-            return checkpoint(self._layer, x_BtC, use_reentrant=False)
-        return self._layer(x_BtC)
+            return checkpoint(self._layer, x_BtC, bias_B1TT, use_reentrant=False)
+        return self._layer(x_BtC, bias_B1TT)
 
-    def _layer(self, x_BtC: Tensor) -> Tensor:
-        x_BtC = x_BtC + self.dropout(self.self_attention(self.input_layernorm(x_BtC)))
+    def _layer(self, x_BtC: Tensor, bias_B1TT: Tensor | None) -> Tensor:
+        x_BtC = x_BtC + self.dropout(self.self_attention(self.input_layernorm(x_BtC), bias_B1TT))
         return x_BtC + self.dropout(self.mlp(self.post_attention_layernorm(x_BtC)))
 
 
@@ -164,17 +172,24 @@ class GPT(nn.Module):
 
     def __init__(self, config: RunConfig, groups: Groups) -> None:
         super().__init__()
+        self.reset_attention_mask = config.data.reset_attention_mask
         self.word_embeddings = WordEmbedding(config, groups)
         self.position_embeddings = PositionEmbedding(config, groups)
         self.layers = nn.ModuleList(TransformerLayer(config, groups, i) for i in range(config.model.num_layers))
         self.final_layernorm = FinalLayerNorm(config, groups)
         self.output_head = OutputHead(self.word_embeddings)
 
-    def forward(self, tokens_BT: Tensor) -> Tensor:
-        """Token ids (B, T) to this rank's columns of the logits (B, T, V)."""
-        x = self.position_embeddings(self.word_embeddings(tokens_BT))
+    def forward(self, tokens_BT: Tensor, document_ids_BT: Tensor | None = None) -> Tensor:
+        """Token ids (B, T) to this rank's columns of the logits (B, T, V).
+
+        document_ids_BT None takes each row for one document.
+        """
+        x = self.position_embeddings(self.word_embeddings(tokens_BT), document_ids_BT)
+        bias = None
+        if self.reset_attention_mask and document_ids_BT is not None:
+            bias = document_attention_bias(document_ids_BT, x.dtype)
         for layer in self.layers:
-            x = layer(x)
+            x = layer(x, bias)
         return self.output_head(self.final_layernorm(x))
 
 

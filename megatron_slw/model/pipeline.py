@@ -13,6 +13,7 @@ from deepspeed.pipe import LayerSpec, PipelineModule, TiedLayerSpec
 from torch import Tensor
 
 from megatron_slw.config.schema import RunConfig
+from megatron_slw.model.documents import document_attention_bias
 from megatron_slw.model.gpt import (
     FinalLayerNorm,
     PositionEmbedding,
@@ -24,11 +25,48 @@ from megatron_slw.parallel.groups import Groups
 from megatron_slw.parallel.layers import vocab_parallel_logits
 
 
+class GPTPipeline(PipelineModule):
+    """Runs the layers of one stage. Where attention is cut at documents, their ids travel on beside the activations.
+
+    DeepSpeed sends tuples of tensors, and no gradient comes back for integers. Every stage needs the ids of the
+    micro-batch that it is at, which only the first and the last read themselves.
+    """
+
+    def __init__(self, config: RunConfig, groups: Groups, layers: list[LayerSpec]) -> None:
+        super().__init__(
+            layers,
+            topology=groups.topology,
+            loss_fn=WeightedLoss(config.model, groups),
+            partition_method="type:^TransformerLayer$",
+            activation_checkpoint_interval=0,
+        )
+        self.reset_attention_mask = config.data.reset_attention_mask
+        self.hand_on = self.reset_attention_mask and groups.pp_rank < groups.pp_size - 1
+
+    def forward(self, inputs: Tensor | tuple[Tensor, ...]) -> Tensor | tuple[Tensor, Tensor]:
+        """(tokens (B, T) or activations (B, t, C), document ids (B, T) where they are needed) to what follows.
+
+        The activations come alone where nothing else was sent.
+        """
+        x, *documents = inputs if isinstance(inputs, tuple) else (inputs,)
+        bias = None
+        for layer in self.forward_funcs:
+            if isinstance(layer, PositionEmbedding):
+                x = layer(x, *documents)
+            elif isinstance(layer, TransformerLayer):
+                if bias is None and self.reset_attention_mask:
+                    bias = document_attention_bias(documents[0], x.dtype)
+                x = layer(x, bias)
+            else:
+                x = layer(x)
+        return (x, documents[0]) if self.hand_on else x
+
+
 def _tied_logits(embedding: WordEmbedding, x_BtC: Tensor) -> Tensor:
     return vocab_parallel_logits(x_BtC, embedding.weight, embedding.groups, embedding.sequence_parallel)
 
 
-def build_pipeline(config: RunConfig, groups: Groups) -> PipelineModule:
+def build_pipeline(config: RunConfig, groups: Groups) -> GPTPipeline:
     """The GPT of `config`, of which this rank builds its stage alone."""
     layers = [
         TiedLayerSpec("word_embeddings", WordEmbedding, config, groups, tied_weight_attr="weight"),
@@ -40,10 +78,4 @@ def build_pipeline(config: RunConfig, groups: Groups) -> PipelineModule:
         ),
     ]
     with torch.no_grad():  # it broadcasts the tied weights, which autograd would otherwise record
-        return PipelineModule(
-            layers,
-            topology=groups.topology,
-            loss_fn=WeightedLoss(config.model, groups),
-            partition_method="type:^TransformerLayer$",
-            activation_checkpoint_interval=0,
-        )
+        return GPTPipeline(config, groups, layers)

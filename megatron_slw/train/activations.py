@@ -16,8 +16,11 @@ from megatron_slw.config.schema import RunConfig
 
 FP32 = 4
 ITEM_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
-INPUT_BYTES = 20
-"""A token on the device: int64 id, int64 label, fp32 weight."""
+
+
+def input_bytes(config: RunConfig) -> int:
+    """A token on the device: int64 id, int64 label, fp32 weight, and the int64 document where it is tracked."""
+    return 28 if config.data.track_documents else 20
 
 
 def layer_table(config: RunConfig, rows: int, length: int, device: str) -> dict[str, int]:
@@ -65,6 +68,11 @@ def unfused_attention(config: RunConfig, device: str) -> bool:
     return device == "cpu" and config.model.attention_dropout > 0.0
 
 
+def attention_bias(config: RunConfig, rows: int, length: int) -> int:
+    """Bytes that keep attention within documents: T x T numbers for each row, one copy for all layers of a stage."""
+    return rows * length * length * ITEM_BYTES[config.precision] if config.data.reset_attention_mask else 0
+
+
 def dropout_mask(config: RunConfig, rows: int, length: int, device: str) -> int:
     """Bytes that one hidden dropout keeps: bools on CUDA, factors of the activation's type elsewhere.
 
@@ -100,10 +108,11 @@ def layer_working(config: RunConfig, rows: int, length: int, device: str) -> int
 
 
 def embedding_saved(config: RunConfig, rows: int, length: int, device: str) -> int:
-    """Bytes that the embeddings keep: the dropout mask. A lookup keeps the token ids, which the step has
-    anyway.
+    """Bytes that the embeddings keep: the dropout mask, and int64 positions where these begin anew. A lookup of
+    tokens keeps their ids, which the step has anyway.
     """
-    return dropout_mask(config, rows, length, device) if config.model.hidden_dropout > 0.0 else 0
+    mask = dropout_mask(config, rows, length, device) if config.model.hidden_dropout > 0.0 else 0
+    return mask + (8 * rows * length // _sequence_ranks(config) if config.data.reset_position_ids else 0)
 
 
 def head_saved(config: RunConfig, rows: int, length: int) -> int:

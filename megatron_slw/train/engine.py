@@ -34,7 +34,8 @@ from megatron_slw.train.optim import build_optimizer, clip_by_global_norm
 if TYPE_CHECKING:
     from megatron_slw.data.loader import Blocks
 
-MicroBatch = tuple[Tensor, tuple[Tensor, Tensor]]
+MicroBatch = tuple[tuple[Tensor, ...], tuple[Tensor, Tensor]]
+"""(token ids, and document ids where they are tracked), (labels, their weights); each (B, T)."""
 
 
 class NonFiniteError(RuntimeError):
@@ -161,7 +162,7 @@ class Engine:
             total = self.ds.eval_batch(micros, num_micro_batches=count).float()
             self.ds.reset_activation_shape()
         else:
-            total = torch.stack([self.loss_fn(self.ds(tokens), targets) for tokens, targets in micros]).mean()
+            total = torch.stack([self.loss_fn(self.ds(*inputs), targets) for inputs, targets in micros]).mean()
             dist.all_reduce(total, group=self.groups.dp_group)
             total /= self.groups.dp_size
         self.ds.module.train()
@@ -170,8 +171,8 @@ class Engine:
     def _accumulate(self, micros: list[MicroBatch]) -> float:
         self.ds.module.train()
         losses = []
-        for tokens_BT, targets in micros:
-            loss = self.loss_fn(self.ds(tokens_BT), targets)
+        for inputs, targets in micros:
+            loss = self.loss_fn(self.ds(*inputs), targets)
             losses.append(loss.detach())
             self._local_loss = torch.stack(losses).mean()
             self.ds.backward(loss)
@@ -185,12 +186,20 @@ class Engine:
         count = parts or len(blocks.tokens_BT) // rows
         weight = count * self.groups.dp_size / labels
         for first in range(0, len(blocks.tokens_BT), rows):
-            tokens = self._to_device(blocks.tokens_BT[first : first + rows])
+            inputs = self._inputs(blocks, first, rows)
             targets = self._to_device(blocks.labels_BT[first : first + rows])
             weights = torch.full(targets.shape, weight, device=self.groups.device)
             if blocks.loss_mask_BT is not None:
                 weights *= torch.from_numpy(blocks.loss_mask_BT[first : first + rows]).to(self.groups.device)
-            yield tokens, (targets, weights)
+            yield inputs, (targets, weights)
+
+    def _inputs(self, blocks: Blocks, first: int, rows: int) -> tuple[Tensor, ...]:
+        tokens = self._to_device(blocks.tokens_BT[first : first + rows])
+        if not self.config.data.track_documents:
+            return (tokens,)
+        if blocks.starts_BT is None:
+            raise ValueError("data.reset_position_ids or reset_attention_mask is set, but the blocks have no starts_BT")
+        return tokens, self._to_device(blocks.starts_BT[first : first + rows].cumsum(axis=1))
 
     def _count_labels(self, mask_BT: np.ndarray) -> int:
         count = torch.tensor(int(mask_BT.sum()), device=self.groups.device)

@@ -207,7 +207,7 @@ def _sums_in_fp32(config: RunConfig) -> bool:
 def _buffers(config: RunConfig, count: int, seq_len: int, device: str) -> int:
     """DeepSpeed's reduction buckets, which it allocates whole, and the token ids of the step."""
     zero = config.deepspeed.get("zero_optimization", {})
-    inputs = act.INPUT_BYTES * config.train_batch_size // config.data_parallel_size * seq_len
+    inputs = act.input_bytes(config) * config.train_batch_size // config.data_parallel_size * seq_len
     item = act.ITEM_BYTES[config.precision]
     if config.zero_stage == 0 or _sums_in_fp32(config) or not zero.get("contiguous_gradients", True):
         return inputs
@@ -227,7 +227,7 @@ def _activations(config: RunConfig, stage: int, seq_len: int, device: str) -> tu
     layer_input = act.layer_input(config, rows, seq_len)
     recompute = config.training.activation_checkpointing
     per_layer = layer_input if recompute else whole_layer
-    saved = layers * per_layer
+    saved = layers * per_layer + act.attention_bias(config, rows, seq_len)
     head_saved = head = 0
     if stage == 0:
         saved += act.embedding_saved(config, rows, seq_len, device)

@@ -22,11 +22,14 @@ def validation_blocks(loader: ValidLoader, count: int, rows: int, dp_rank: int, 
         first = batch * stride + dp_rank * rows
         here = max(0, min(rows, count - first))
         read = loader.read(min(first, count - 1), max(here, 1))
-        fill = [np.repeat(ids[-1:], rows - len(ids), axis=0) for ids in (read.tokens_BT, read.labels_BT)]
         mask_BT = np.zeros((rows, read.tokens_BT.shape[1]), np.float32)
         mask_BT[:here] = 1.0
-        tokens_BT = np.concatenate([read.tokens_BT, fill[0]])
-        yield Blocks(tokens_BT, np.concatenate([read.labels_BT, fill[1]]), mask_BT)
+        starts_BT = None if read.starts_BT is None else _filled(read.starts_BT, rows)
+        yield Blocks(_filled(read.tokens_BT, rows), _filled(read.labels_BT, rows), mask_BT, starts_BT)
+
+
+def _filled(array_BT: np.ndarray, rows: int) -> np.ndarray:
+    return np.concatenate([array_BT, np.repeat(array_BT[-1:], rows - len(array_BT), axis=0)])
 
 
 def validation_loss(engine: Engine, loader: ValidLoader, config: RunConfig) -> float:

@@ -94,13 +94,13 @@ def build_job(config: RunConfig, groups: Groups) -> Job:
         load_optimizer_state(engine, checkpoint)
     if groups.rank == 0:
         _write_config(config)
-    seed = config.training.seed
+    seed, tracked = config.training.seed, config.data.track_documents
     return Job(
         config=config,
         plan=plan,
         engine=engine,
-        train_data=TrainLoader(train_windows, seed),
-        valid_data=ValidLoader(valid_windows) if valid_windows is not None else None,
+        train_data=TrainLoader(train_windows, seed, track_documents=tracked),
+        valid_data=ValidLoader(valid_windows, track_documents=tracked) if valid_windows is not None else None,
         dataset=dataset,
         start=start,
         stability=checkpoint.stability if checkpoint is not None else Stability(),

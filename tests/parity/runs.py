@@ -23,15 +23,17 @@ class SyntheticBlocks:
     tokens_BT: np.ndarray
     labels_BT: np.ndarray
     loss_mask_BT: np.ndarray | None = None
+    starts_BT: np.ndarray | None = None
 
 
 def synthetic_blocks(step: BatchStep, vocab_size: int, dp_rank: int, dp_size: int) -> SyntheticBlocks:
     """This rank's rows of a batch that depends on the step's number alone."""
     generator = np.random.default_rng(step.step)
     ids = generator.integers(0, vocab_size, (step.rows, 1 + step.seq_len), dtype=np.uint16)
+    starts = generator.random((step.rows, step.seq_len)) < 0.2  # read only where documents are tracked
     share = step.rows // dp_size
-    mine = ids[dp_rank * share : (dp_rank + 1) * share]
-    return SyntheticBlocks(mine[:, :-1], mine[:, 1:])
+    mine = slice(dp_rank * share, (dp_rank + 1) * share)
+    return SyntheticBlocks(ids[mine, :-1], ids[mine, 1:], starts_BT=starts[mine])
 
 
 Pieces = list[tuple[Shard, np.ndarray]]
@@ -65,7 +67,7 @@ def evaluate(engine: Engine, config: RunConfig, groups) -> float:
     mine = synthetic_blocks(step, config.model.vocab_size, groups.dp_rank, groups.dp_size)
     rows = config.micro_batch_size
     cut = [
-        SyntheticBlocks(mine.tokens_BT[i : i + rows], mine.labels_BT[i : i + rows])
+        SyntheticBlocks(mine.tokens_BT[i : i + rows], mine.labels_BT[i : i + rows], None, mine.starts_BT[i : i + rows])
         for i in range(0, len(mine.tokens_BT), rows)
     ]
     return engine.evaluate(cut, len(cut), labels=8 * step.seq_len)

@@ -57,7 +57,7 @@ def references() -> dict[str, Any]:
 
 def compare(pool: WorkerPool, folder: Any, references: dict[str, Any], optimizer: str, **layout: Any) -> float:
     """Largest relative deviation of a layout from one process with the same model."""
-    changes = {k: v for k, v in layout.items() if "model__" in k}
+    changes = {k: v for k, v in layout.items() if k.startswith(("model__", "data__"))}
     key = f"{optimizer}/{sorted(changes.items())}"
     if key not in references:
         references[key] = run(pool, folder, optimizer, **changes)

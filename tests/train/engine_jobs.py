@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from functools import partial
 from typing import Any
 
@@ -28,13 +29,14 @@ class FixedWindows:
         generator = np.random.default_rng(99)
         length = config.model.seq_length
         self.ids = generator.integers(0, config.model.vocab_size or 1, (count, length + 1), dtype=np.uint16)
+        self.starts = generator.random((count, length)) < 0.2
 
     def __len__(self) -> int:
         return len(self.ids)
 
     def read(self, first: int, count: int) -> Blocks:
         rows = self.ids[first : first + count]
-        return Blocks(rows[:, :-1], rows[:, 1:])
+        return Blocks(rows[:, :-1], rows[:, 1:], starts_BT=self.starts[first : first + count])
 
 
 def make_engine(config: RunConfig) -> Engine:
@@ -123,6 +125,18 @@ def mean_by_hand(config: RunConfig, windows: int) -> float:
     """The mean over all labels of the windows, by the plain model at once."""
     blocks = FixedWindows(config, windows).read(0, windows)
     return float(_nll(config, blocks.tokens_BT, blocks.labels_BT).mean())
+
+
+def mean_document_by_document(config: RunConfig, windows: int) -> float:
+    """The same where positions and attention begin anew: each document of a window is run alone."""
+    blocks = FixedWindows(config, windows).read(0, windows)
+    assert blocks.starts_BT is not None, "no documents"
+    total = 0.0
+    for tokens, labels, starts in zip(blocks.tokens_BT, blocks.labels_BT, blocks.starts_BT, strict=True):
+        inner = [start for start in np.flatnonzero(starts) if start > 0]
+        for first, stop in itertools.pairwise([0, *inner, len(tokens)]):
+            total += float(_nll(config, tokens[None, first:stop], labels[None, first:stop]).sum())
+    return total / blocks.labels_BT.size
 
 
 def _masked_blocks(config: RunConfig, dp_rank: int, dp_size: int) -> tuple[BatchStep, Blocks]:

@@ -84,7 +84,7 @@ def measured_and_estimated(changes: dict[str, Any]) -> tuple[int, int]:
     plan, groups = compile_plan(config), build_groups(config.parallel)
     rows = config.train_batch_size // config.data_parallel_size
     ids = np.arange(rows * (LENGTH + 1)).reshape(rows, LENGTH + 1) % 1000
-    blocks = Blocks(ids[:, :-1], ids[:, 1:], None)
+    blocks = Blocks(ids[:, :-1], ids[:, 1:], starts_BT=ids[:, :-1] % 50 == 0)
     with LiveBytes() as live:
         engine = Engine(config, groups, lambda shard: torch.full(shard.shape, 0.01))
         for step in range(2):  # the moments exist from the second step on

@@ -9,7 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from megatron_slw.testing import WorkerPool, tiny_config
+from megatron_slw.slw.plan import compile_plan
+from megatron_slw.testing import WorkerPool, single_process, tiny_config
+from tests.parity.runs import SyntheticBlocks
 from tests.train import engine_jobs
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "losses.json"
@@ -60,6 +62,24 @@ def test_validation_is_the_mean_over_its_windows(pool: WorkerPool, tmp_path: Pat
     exact = engine_jobs.mean_by_hand(config, windows=11)
     for found in pool.run(engine_jobs.validation, config.world_size, (config, 11)):
         assert found == pytest.approx(exact, rel=1e-6)
+
+
+@pytest.mark.parametrize("layout", ["one", "pp2", "zero3"])
+def test_validation_knows_the_documents(pool: WorkerPool, tmp_path: Path, layout: str) -> None:
+    resets = {"data__reset_position_ids": True, "data__reset_attention_mask": True}
+    config = tiny_config(tmp_path, **LAYOUTS[layout], **resets, evaluation__samples=11)
+    exact = engine_jobs.mean_document_by_document(config, windows=11)
+    assert abs(exact - engine_jobs.mean_by_hand(config, windows=11)) > 1e-4 * exact, "documents make no difference"
+    for found in pool.run(engine_jobs.validation, config.world_size, (config, 11)):
+        assert found == pytest.approx(exact, rel=1e-6)
+
+
+def test_blocks_without_documents_are_refused_where_these_matter(tmp_path: Path) -> None:
+    """A reader that forgets them would otherwise train on plainly causal attention, and nobody would see."""
+    config = tiny_config(tmp_path, data__reset_attention_mask=True, training__train_steps=1)
+    blocks = SyntheticBlocks(*np.zeros((2, 8, 8), np.uint16))
+    with single_process(), pytest.raises(ValueError, match="but the blocks have no starts_BT"):
+        engine_jobs.make_engine(config).train_step(blocks, compile_plan(config).at(0), 1e-3)
 
 
 @pytest.mark.parametrize("layout", ["one", "dp2", "pp2"])
