@@ -1,0 +1,1 @@
+"""Growth as pure functions on plain tensors: how dimensions, matrices, vectors and stacks of layers grow."""

@@ -1,0 +1,100 @@
+"""A matrix whose rows and columns grow, so that it computes what it computed before.
+
+Legend: O, I old rows and columns (outputs, inputs); o, i new ones. With a row map r and a column map c,
+
+    W'[o, i] = share(o, i) W[r(o), c(i)] + noise(o, i),    sum of share over the copies i of one input = 1,
+                                                           sum of noise over them = 0.
+
+Copies of an input have equal values, so every copy of an output is what its source was, whatever the noise.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from megatron_slw.growth.operators.axis import Axis
+
+Share = Literal["matching", "even"]
+"""matching: a copy of an output reads the copy of each input with its own number, modulo the number of copies (the
+block-diagonal of arXiv 2203.06211); even: it reads 1/n of each of n copies (arXiv 2409.12903). Matching is even where
+the copies of an input would be read unequally: by 2 copies of the outputs of 3 copies of the inputs."""
+
+
+def expand_matrix(weight_OI: Tensor, rows: Axis, columns: Axis, share: Share) -> Tensor:
+    """The shared copies of W; new rows and columns are zero.
+
+    Args:
+        weight_OI: the old matrix.
+        rows: how its outputs grow.
+        columns: how its inputs grow.
+        share: how an output's weights are spread over the copies of an input.
+    """
+    k_o, k_i = rows.tiles, columns.tiles
+    outputs, inputs = rows.equal_counts, columns.equal_counts
+    if not outputs or not inputs or outputs % inputs:
+        share = "even"
+    if k_o is not None and k_i is not None:
+        return _expand_tiles(weight_OI, k_o, k_i, share)
+    grown_oi = weight_OI.index_select(0, rows.filled).index_select(1, columns.filled)
+    if share == "even":
+        grown_oi *= (~columns.is_new).to(weight_OI.dtype) / columns.copies.to(weight_OI.dtype)
+    else:
+        wanted = rows.copy[:, None] % columns.copies[None, :]
+        grown_oi *= (wanted == columns.copy[None, :]) & ~columns.is_new[None, :]
+    grown_oi[rows.is_new] = 0.0
+    return grown_oi
+
+
+def _expand_tiles(weight_OI: Tensor, k_o: int, k_i: int, share: Share) -> Tensor:
+    """Whole copies in blocks: the same as above, several times faster."""
+    if share == "even":
+        return (weight_OI / k_i if k_i > 1 else weight_OI).repeat(k_o, k_i)
+    height, width = weight_OI.shape
+    grown_oi = weight_OI.new_zeros(height * k_o, width * k_i)
+    for a in range(k_o):
+        b = a % k_i  # k_i divides k_o
+        grown_oi[a * height : (a + 1) * height, b * width : (b + 1) * width] = weight_OI
+    return grown_oi
+
+
+def copy_matrix(weight_OI: Tensor, rows: Axis, columns: Axis) -> Tensor:
+    """W[r(o), c(i)] in every block, zero in new rows and columns: the shape that gradients of W' have."""
+    k_o, k_i = rows.tiles, columns.tiles
+    if k_o is not None and k_i is not None:
+        return weight_OI.repeat(k_o, k_i)
+    grown_oi = weight_OI.index_select(0, rows.filled).index_select(1, columns.filled)
+    grown_oi[:, columns.is_new] = 0.0
+    grown_oi[rows.is_new] = 0.0
+    return grown_oi
+
+
+def paired_noise(weight_OI: Tensor, rows: int, columns: Axis, snr_db: float, generator: torch.Generator) -> Tensor:
+    """Noise that breaks the symmetry of copies without changing what the matrix computes: (rows, new columns).
+
+    Drawn for each entry, less its mean over the copies of the same input; for two copies that is +e and -e
+    (arXiv 2409.12903, section 3.3). Its power is `snr_db` decibels below that of an even share W / n.
+
+    Inputs that have one copy get none.
+    """
+    noise_oi = torch.randn(rows, columns.new_size, generator=generator, dtype=weight_OI.dtype)
+    copies = columns.copies.to(weight_OI.dtype)
+    k = columns.tiles
+    if k is not None:
+        blocks = noise_oi.view(rows, k, columns.size)
+        blocks -= blocks.mean(1, keepdim=True)
+    else:
+        sums_oI = noise_oi.new_zeros(rows, columns.size).index_add_(1, columns.filled, noise_oi * ~columns.is_new)
+        noise_oi -= sums_oI.index_select(1, columns.filled) / copies
+    amplitude = rms(weight_OI) * 10 ** (-snr_db / 20)
+    several = (copies > 1) & ~columns.is_new
+    noise_oi *= torch.where(several, amplitude / (copies * (copies - 1)).clamp(min=1).sqrt(), 0.0).to(noise_oi.dtype)
+    return noise_oi
+
+
+def rms(tensor: Tensor) -> float:
+    """Root of the mean square."""
+    return float(tensor.norm()) / math.sqrt(tensor.numel())

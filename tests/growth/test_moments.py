@@ -1,0 +1,150 @@
+"""The training state grows with the weights: gradients and moments by the right factors, updates the small model's."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from megatron_slw.growth.moments import grow_moment, multipliers
+from megatron_slw.growth.operators import names
+from megatron_slw.growth.operators.width import WidthOperator, width_of
+from megatron_slw.growth.stage import GrownTensors, Stage
+from megatron_slw.parallel.sharding import shard_of
+from tests.growth import models
+
+COPIES: dict[str, dict[str, Any]] = {
+    "x2": {"hidden_size": 24, "num_attention_heads": 6},
+    "x3": {"hidden_size": 36, "num_attention_heads": 9},
+    "feed-forward x3": {"ffn_hidden_size": 144},
+    "x2, feed-forward x3": {"hidden_size": 24, "num_attention_heads": 6, "ffn_hidden_size": 144},
+}
+OTHERS: dict[str, dict[str, Any]] = {
+    "head size x2": {"hidden_size": 24, "num_attention_heads": 3},
+    "feed-forward 3/2": {"ffn_hidden_size": 72},
+}
+
+
+def gradients(model: torch.nn.Module, config: Any) -> dict[str, torch.Tensor]:
+    models.loss_of(model, models.tokens(config), 200).backward()
+    return {shard_of(p).name: p.grad for p in model.parameters()}
+
+
+@pytest.mark.parametrize("operator", ["staged", "clone", "net2net"])
+@pytest.mark.parametrize("sizes", COPIES | OTHERS)
+def test_gradients_grow_as_moments_do(sizes: str, operator: WidthOperator) -> None:
+    """The gradient of every grown tensor, off-diagonal blocks too, is the small one's with the moments' factors."""
+    config = models.small_config()
+    tensors = models.random_tensors(config)
+    stage = Stage(models.grown_model(config.model, **(COPIES | OTHERS)[sizes]), width_operator=operator)
+    grown = GrownTensors(tensors, config.model, stage, seed=7)
+    small = gradients(models.build(config, tensors.by_key), config)
+    large = gradients(models.build_grown(config, stage, models.grow(tensors, config.model, stage)), config)
+    for name, gradient in small.items():
+        expected = grow_moment(names.split_name(name)[1], gradient, grown.width, power=1)
+        difference = large[name] - expected
+        if sizes == "feed-forward 3/2" and operator != "net2net":
+            difference[expected == 0] = 0  # new units: their own gradients, and moments from zero
+        assert difference.abs().max() < 1e-14, name
+        squares = grow_moment(names.split_name(name)[1], gradient.square(), grown.width, power=2)
+        assert torch.allclose(squares, expected.square(), rtol=1e-12, atol=0), name
+
+
+def adamw(model: torch.nn.Module, state: models.Tensors, factors: dict[str, Any], step: int) -> torch.optim.AdamW:
+    """AdamW with the moments and the step of a checkpoint, and a group for each parameter."""
+    groups = []
+    for param in model.parameters():
+        family = names.split_name(shard_of(param).name)[1]
+        factor = factors.get(family)
+        decay = 0.1 if param.dim() > 1 else 0.0
+        group = {"params": [param], "lr": 2e-3, "weight_decay": decay, "eps": 1e-3}
+        if factor is not None:
+            group = {
+                "params": [param], "lr": 2e-3 * factor.lr, "weight_decay": decay * factor.weight_decay,
+                "eps": 1e-3 * factor.eps,
+            }  # fmt: skip
+            param.register_hook(lambda grad, by=factor.gradient: grad * by)
+        groups.append(group)
+    optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.95))
+    for param in model.parameters():
+        name = shard_of(param).name
+        optimizer.state[param] = {
+            "step": torch.tensor(float(step)),
+            "exp_avg": state.by_key[f"exp_avg/{name}"].clone(),
+            "exp_avg_sq": state.by_key[f"exp_avg_sq/{name}"].clone(),
+        }
+    return optimizer
+
+
+def train(model: torch.nn.Module, optimizer: torch.optim.Optimizer, config: Any, clip: float) -> list[torch.Tensor]:
+    """Logits and gradient norms of ten steps."""
+    found = []
+    for seed in range(10):
+        batch = models.tokens(config, seed=seed)
+        optimizer.zero_grad()
+        models.loss_of(model, batch, 200).backward()
+        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), clip)
+        optimizer.step()
+        found.append(torch.cat([model(batch[0])[..., :200].detach().flatten(), norm.reshape(1)]))
+    return found
+
+
+@pytest.mark.parametrize("operator", ["staged", "clone"])
+@pytest.mark.parametrize("sizes", COPIES)
+def test_ten_steps_of_the_grown_model_are_ten_of_the_small_one(sizes: str, operator: WidthOperator) -> None:
+    """With clipping, weight decay and an eps that is felt; moments and step come from the small model's checkpoint."""
+    config = models.small_config()
+    state = models.with_moments(models.random_tensors(config))
+    stage = Stage(models.grown_model(config.model, **COPIES[sizes]), width_operator=operator)
+    factors = multipliers(width_of(config.model, stage.model, operator, None, 7))
+    grown = models.grow(state, config.model, stage, multipliers=factors)
+    small, large = models.build(config, state.by_key), models.build_grown(config, stage, grown)
+    before = train(small, adamw(small, state, {}, 17), config, clip=0.5)
+    after = train(large, adamw(large, grown, factors, 17), config, clip=0.5)
+    assert (before[-1] - before[0])[:-1].abs().max() > 0.3, "nothing was learnt"
+    assert max(float((a - b).abs().max()) for a, b in zip(before, after, strict=True)) < 1e-10
+
+
+def test_uniform_rates_are_not_the_small_models() -> None:
+    """The proof above can fail: without the factors the first updates are far too large."""
+    config = models.small_config()
+    state = models.with_moments(models.random_tensors(config))
+    stage = Stage(models.grown_model(config.model, **COPIES["x2"]))
+    grown = models.grow(state, config.model, stage)
+    small, large = models.build(config, state.by_key), models.build_grown(config, stage, grown)
+    before = train(small, adamw(small, state, {}, 17), config, clip=0.5)
+    after = train(large, adamw(large, grown, {}, 17), config, clip=0.5)
+    assert (before[0] - after[0]).abs().max() > 1e-2
+
+
+@pytest.mark.parametrize("sizes", OTHERS)
+def test_growth_without_whole_copies_has_no_factors(sizes: str) -> None:
+    config = models.small_config()
+    width = width_of(config.model, models.grown_model(config.model, **OTHERS[sizes]), "clone", None, 0)
+    with pytest.raises(ValueError, match="whole copies"):
+        multipliers(width)
+
+
+def test_mean_padding_scales_gains_and_keeps_readers() -> None:
+    """4/3 without new heads in use: s is 1 for readers and biases, 1 / sqrt(r) for gains; the rest nearly."""
+    config = models.small_config()
+    tensors = models.random_tensors(config)
+    stage = Stage(models.grown_model(config.model, hidden_size=16, num_attention_heads=4))
+    grown = GrownTensors(tensors, config.model, stage, seed=7)
+    small = gradients(models.build(config, tensors.by_key), config)
+    large = gradients(models.build_grown(config, stage, models.grow(tensors, config.model, stage)), config)
+    for name in ("final_layernorm.weight", "final_layernorm.bias"):
+        expected = grow_moment(name, small[name], grown.width, power=1)
+        assert torch.allclose(large[name][:12], expected[:12], rtol=1e-10, atol=1e-14), name
+
+
+def test_new_layers_begin_with_zero_moments_and_old_ones_keep_theirs() -> None:
+    config = models.small_config()
+    state = models.with_moments(models.random_tensors(config))
+    grown = models.grow(state, config.model, Stage(models.grown_model(config.model, num_layers=3)))
+    for family in names.FAMILIES[2:-2]:
+        for kind in ("exp_avg", "exp_avg_sq"):
+            assert torch.equal(grown.by_key[f"{kind}/layers.0.{family}"], state.by_key[f"{kind}/layers.0.{family}"])
+            assert not grown.by_key[f"{kind}/layers.1.{family}"].any(), f"{kind} of the new layer is not zero"
+            assert torch.equal(grown.by_key[f"{kind}/layers.2.{family}"], state.by_key[f"{kind}/layers.1.{family}"])
