@@ -150,9 +150,10 @@ def gpt2_ranks(library: Any) -> dict[bytes, int] | None:
         return None
     spelled = _bytes_of_characters()
     ranks = {bytes([byte]): ids.get(character, -1) for character, byte in spelled.items()}
-    if min(ranks.values()) < 0 or any(set(token) - set(spelled) for token in made):
+    if min(ranks.values()) < 0 or set("".join(made)) - set(spelled):
         return None
-    ranks |= {bytes(spelled[character] for character in token): ids[token] for token in made}
+    latin1 = str.maketrans({character: chr(byte) for character, byte in spelled.items()})
+    ranks |= {token.translate(latin1).encode("latin-1"): rank for token, rank in zip(made, order, strict=True)}
     alone = library.model.tokenize
     if any([piece.id for piece in alone(token)] != [ids[token]] for token in made):
         return None

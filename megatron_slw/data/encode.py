@@ -1,33 +1,18 @@
-"""Pieces of text to token ids, in this process, in a pool of processes or on other machines; always in order."""
+"""A piece of text to token ids."""
 
 from __future__ import annotations
 
-import multiprocessing
-import os
-import signal
-import threading
-from collections import deque
-from collections.abc import Generator, Iterator
-from concurrent.futures import Executor, Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
-from functools import lru_cache
-from multiprocessing.process import BaseProcess
 
 import numpy as np
 
-from megatron_slw.config.errors import ConfigError
-from megatron_slw.data.corpus import INVALID_UTF8, PIECE_BYTES, BadTextError, Line, Piece, Position, documents
+from megatron_slw.data.corpus import BadTextError, Piece, Position, documents
+from megatron_slw.data.document_text import INVALID_UTF8, Line
 from megatron_slw.data.layout import dtype_for
-from megatron_slw.data.tokenizer import Tokenizer, TokenizerSpec, load_tokenizer
+from megatron_slw.data.tokenizer import Tokenizer, TokenizerSpec
 
 ON_ERROR = ("fail", "skip", "replace")
-PIECES_PER_WORKER = 3
 _NOTES = 20
-
-
-class WorkerDiedError(ConfigError):
-    """A process of the pool is gone; what was written so far is good."""
 
 
 @dataclass(frozen=True)
@@ -72,8 +57,8 @@ def encode_piece(settings: EncodeSettings, tokenizer: Tokenizer, piece: Piece) -
     """Encode the documents of a piece, for each key."""
     result = EncodedPiece(piece.read, piece.end)
     texts: list[list[str]] = [[] for _ in settings.json_keys]
-    for number, line in zip(piece.numbers, piece.lines, strict=True):
-        parts = _texts(settings, piece.path, number, line, result)
+    for path, number, line in piece.documents:
+        parts = _texts(settings, path, number, line, result)
         if result.fault is not None:
             return result
         for column, text in zip(texts, parts or (), strict=False):
@@ -82,60 +67,6 @@ def encode_piece(settings: EncodeSettings, tokenizer: Tokenizer, piece: Piece) -
     dtype = dtype_for(tokenizer.info.vocab_size)
     result.keys = [_encode(tokenizer, column, eod, dtype) for column in texts]
     return result
-
-
-def encoded_pieces(
-    settings: EncodeSettings, tokenizer: Tokenizer, pieces: Iterator[Piece], workers: int, executor: Executor | None
-) -> Generator[EncodedPiece, None, None]:
-    """Yield the encoded pieces in the order of `pieces`.
-
-    Args:
-        settings: for every worker.
-        tokenizer: for this process.
-        pieces: from `read_pieces`; read no further ahead than the workers need.
-        workers: processes of a pool; 1 is this process alone.
-        executor: where the work goes instead, with `workers` workers.
-
-    Raises:
-        WorkerDiedError: a process of the pool was killed.
-    """
-    if executor is not None:
-        yield from _in_order(executor, settings, pieces, workers)
-    elif workers == 1:
-        for piece in pieces:
-            yield encode_piece(settings, tokenizer, piece)
-    else:
-        # Not fork: the tokenizer libraries have threads. And not Pool.imap: it would read the whole corpus ahead.
-        context = multiprocessing.get_context("spawn")
-        pool = ProcessPoolExecutor(workers, context, _start_worker, (settings.tokenizer,))
-        try:
-            yield from _in_order(pool, settings, pieces, workers)
-        except BrokenProcessPool:
-            raise WorkerDiedError(
-                "a worker process died, perhaps for lack of memory. Use fewer --workers; the same command goes on "
-                "where it was."
-            ) from None
-        finally:
-            pool.shutdown(cancel_futures=True)
-
-
-def _in_order(
-    executor: Executor, settings: EncodeSettings, pieces: Iterator[Piece], workers: int
-) -> Generator[EncodedPiece, None, None]:
-    """Results in the order of the input, with a bounded number of pieces and bytes under way."""
-    most = workers * PIECES_PER_WORKER
-    waiting: deque[tuple[int, Future[EncodedPiece]]] = deque()
-    under_way = 0
-    for piece in pieces:
-        waiting.append((piece.size, executor.submit(_work, settings, piece)))
-        under_way += piece.size
-        del piece  # it may be a hundred megabytes, and is with the worker now
-        while waiting and (len(waiting) >= most or under_way >= most * PIECE_BYTES):
-            size, future = waiting.popleft()
-            under_way -= size
-            yield future.result()
-    while waiting:
-        yield waiting.popleft()[1].result()
 
 
 def _texts(settings: EncodeSettings, path: str, number: int, line: Line, result: EncodedPiece) -> list[str] | None:
@@ -173,27 +104,3 @@ def _encode(tokenizer: Tokenizer, texts: list[str], eod: int | None, dtype: np.d
         text_bytes=sum(len(text) if text.isascii() else len(text.encode("utf-8")) for text in texts),
         empty=len(texts) - len(kept),
     )
-
-
-@lru_cache(maxsize=1)
-def _loaded(spec: TokenizerSpec) -> Tokenizer:
-    """The tokenizer, once in each process: it is too large to send with every piece."""
-    return load_tokenizer(spec)
-
-
-def _start_worker(spec: TokenizerSpec) -> None:
-    """Prepare a worker process."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent gets it too, and stops the pool
-    parent = multiprocessing.parent_process()
-    if parent is not None:  # a killed parent must not leave workers behind
-        threading.Thread(target=_follow, args=(parent,), daemon=True).start()
-    _loaded(spec)
-
-
-def _follow(parent: BaseProcess) -> None:
-    parent.join()
-    os._exit(1)
-
-
-def _work(settings: EncodeSettings, piece: Piece) -> EncodedPiece:
-    return encode_piece(settings, _loaded(settings.tokenizer), piece)

@@ -18,13 +18,14 @@ from dataclasses import asdict, dataclass, field
 from megatron_slw import __version__
 from megatron_slw.config.errors import ConfigError, listing
 from megatron_slw.data.corpus import PIECE_BYTES, TEXT_ENDINGS, check_inputs, read_pieces
-from megatron_slw.data.encode import ON_ERROR, EncodedPiece, EncodeSettings, WorkerDiedError, encoded_pieces
+from megatron_slw.data.encode import ON_ERROR, EncodedPiece, EncodeSettings
 from megatron_slw.data.inputs import describe_sources, expand_inputs, inputs_state
 from megatron_slw.data.layout import dtype_for
 from megatron_slw.data.resume import DatasetState, RunState, load_state, save_state, state_path
 from megatron_slw.data.shuffle import copy_shuffled
 from megatron_slw.data.sidecar import Sidecar
 from megatron_slw.data.tokenizer import Tokenizer, TokenizerSpec, load_tokenizer
+from megatron_slw.data.workers import WorkerDiedError, encoded_pieces
 from megatron_slw.data.writer import IndexedDatasetWriter, can_go_on
 
 _COMMIT_SECONDS = 2.0

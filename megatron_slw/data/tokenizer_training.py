@@ -135,9 +135,9 @@ def _texts(inputs: Sequence[str], keys: Sequence[str]) -> Iterator[list[str]]:
     """The text of each piece of the files."""
     for piece in read_pieces(inputs, keys=keys):
         texts: list[str] = []
-        for number, line in zip(piece.numbers, piece.lines, strict=True):
+        for path, number, line in piece.documents:
             try:
-                texts += documents(piece.path, line, keys) or ()
+                texts += documents(path, line, keys) or ()
             except BadTextError as error:
-                raise ConfigError(error.sentence(piece.path, number)) from None
+                raise ConfigError(error.sentence(path, number)) from None
         yield texts

@@ -24,7 +24,7 @@ def read_documents(path: str | Path, key: str = "text") -> Iterator[str]:
     name = str(path)
     check_inputs([name])
     for piece in read_pieces([name], keys=[key]):
-        for number, line in enumerate(piece.lines, piece.first_line):
+        for _, number, line in piece.documents:
             try:
                 yield from documents(name, line, [key]) or ()
             except BadTextError as error:

@@ -29,8 +29,8 @@ def texts_of(
     return [
         text
         for piece in read_pieces(paths, size, start, blank_lines=blank)
-        for line in piece.lines
-        for text in documents(piece.path, line, ["text"]) or ()
+        for path, _, line in piece.documents
+        for text in documents(path, line, ["text"]) or ()
     ]
 
 
@@ -53,12 +53,12 @@ def test_every_kind_gives_the_documents_and_goes_on_from_every_piece(tmp_path: P
     for path in write_kinds(tmp_path):
         assert texts_of([path], size) == TEXTS, path
         pieces = list(read_pieces([path, path], size))
-        assert pieces[-1].read > 0 and sum(len(piece.lines) for piece in pieces) == 2 * len(TEXTS)
+        assert pieces[-1].read > 0 and sum(len(list(piece.documents)) for piece in pieces) == 2 * len(TEXTS)
         for done, piece in enumerate(pieces, 1):
-            rest = [line for later in pieces[done:] for line in later.lines]
+            rest = [document for later in pieces[done:] for document in later.documents]
             again = list(read_pieces([path, path], size, piece.end))
-            assert [line for later in again for line in later.lines] == rest, (path, done)
-            assert [later.numbers[0] for later in again] == [later.numbers[0] for later in pieces[done:]]
+            assert [document for later in again for document in later.documents] == rest, (path, done)
+            assert [later.end for later in again] == [later.end for later in pieces[done:]]
 
 
 def test_text_files_whole_or_by_blank_lines(tmp_path: Path) -> None:
@@ -70,11 +70,37 @@ def test_text_files_whole_or_by_blank_lines(tmp_path: Path) -> None:
         assert texts_of([path]) == [text]
         assert texts_of([path, path], blank=True) == ["one\ntwo\n", "three\r\n", "four\n"] * 2
         (piece,) = read_pieces([path], blank_lines=True)
-        assert list(piece.numbers) == [3, 8, 10]
+        assert [number for _, number, _ in piece.documents] == [3, 8, 10]
         (first, *_) = read_pieces([path], 1, blank_lines=True)
         assert texts_of([path], start=first.end, blank=True) == ["three\r\n", "four\n"]
         (whole,) = read_pieces([path])
         assert texts_of([path, path], start=whole.end) == [text]
+
+
+@pytest.mark.parametrize("size", [1, 2_000, 1 << 20])
+def test_short_text_files_share_a_piece_and_reading_goes_on_between_any_two(tmp_path: Path, size: int) -> None:
+    written = [f"text {i}\n" * (i % 7) for i in range(100)]
+    for i, text in enumerate(written):
+        (tmp_path / f"{i:03}.txt").write_text(text)
+    (tmp_path / "long.txt").write_text("x" * 5_000)
+    paths = expand_inputs([str(tmp_path)])
+    pieces = list(read_pieces(paths, size))
+    assert len(pieces) == {1: 101, 2_000: 13, 1 << 20: 1}[size]
+    whole = [document for piece in pieces for document in piece.documents]
+    assert [(name, number) for name, number, _ in whole] == [(path, 1) for path in paths]
+    assert [line for _, _, line in whole] == [*(text.encode() for text in written), b"x" * 5_000]
+    assert pieces[-1].read == sum(Path(path).stat().st_size for path in paths)
+    done = 0
+    for piece in pieces:
+        done += len(list(piece.documents))
+        again = read_pieces(paths, size, piece.end)
+        assert [document for later in again for document in later.documents] == whole[done:]
+
+
+def test_empty_files_do_not_gather_without_end(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").touch()
+    pieces = list(read_pieces([str(tmp_path / "a.txt")] * 10_000))
+    assert [len(piece.stretches) for piece in pieces] == [4_096, 4_096, 1_808]
 
 
 def test_standard_input_is_json_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

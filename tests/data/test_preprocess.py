@@ -8,12 +8,11 @@ import pytest
 
 from megatron_slw.config.errors import ConfigError
 from megatron_slw.data import preprocess as module
-from megatron_slw.data.corpus import PIECE_BYTES
-from megatron_slw.data.encode import PIECES_PER_WORKER
 from megatron_slw.data.indexed import IndexedDataset, verify_checksums
 from megatron_slw.data.preprocess import Counts, PreprocessSettings, preprocess
 from megatron_slw.data.tokenizer import TokenizerSpec, load_tokenizer
 from megatron_slw.data.vocabulary import check_ids
+from megatron_slw.data.workers import PIECES_PER_WORKER
 from tests.data.text_files import TEXTS, small_tokenizer, write_jsonl
 
 
@@ -50,19 +49,6 @@ def test_documents_come_out_as_they_went_in(spec: TokenizerSpec, tmp_path: Path)
     assert dataset.dtype.name == "uint16"
     verify_checksums(dataset)
     check_ids(dataset, tokenizer.info.vocab_size)
-
-
-def test_any_number_of_workers_gives_the_same_bytes(spec: TokenizerSpec, tmp_path: Path) -> None:
-    texts = [text * (1 + i % 5) + str(i) for i in range(900) for text in TEXTS]
-    source = write_jsonl(tmp_path / "a.jsonl", texts)
-    assert source.stat().st_size > 2 * PIECE_BYTES, "several pieces"
-    files = []
-    for workers in (1, 2):
-        preprocess(settings(spec, tmp_path / str(workers), source, workers=workers))
-        names = [f"out_text_document.{ending}" for ending in ("bin", "idx", "json")]
-        files.append([(tmp_path / str(workers) / name).read_bytes() for name in names])
-    assert files[0] == files[1]
-    assert IndexedDataset(tmp_path / "2" / "out_text_document").num_documents == len(texts)
 
 
 def test_each_key_has_its_dataset(spec: TokenizerSpec, tmp_path: Path) -> None:
@@ -133,6 +119,7 @@ def test_reading_does_not_run_ahead_of_writing(
     spec: TokenizerSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Pieces under way are bounded: with a pool that reads ahead, all 40 would be read before the first."""
+    monkeypatch.setattr(module, "PIECE_BYTES", 1)
     paths = []
     for i in range(40):
         paths.append(tmp_path / f"{i:02}.txt")
