@@ -43,19 +43,19 @@ def evaluate(args: argparse.Namespace) -> dict[str, float | int]:
     if not 0 <= args.overlap < length:
         raise ConfigError(f"--overlap must be 0 or more and below the model's length {length}.")
     tokenizer = dataset_tokenizer(args.dataset or loaded.config.data.corpora[0].prefix, args.tokenizer_dir)
-    stream, text_bytes, count = document_stream(tokenizer, read_documents(args.data, args.json_key))
-    if len(stream) < 2:
+    stream = document_stream(tokenizer, read_documents(args.data, args.json_key))
+    if len(stream.ids) < 2:
         raise ConfigError(f"{args.data} has no text to score.")
-    size = tokenizer.info.vocab_size
-    score = score_stream(loaded.model, stream, vocab_size=size, length=length, overlap=args.overlap)
+    sizes = {"vocab_size": tokenizer.info.vocab_size, "length": length, "overlap": args.overlap}
+    score = score_stream(loaded.model, stream.ids, starts=stream.starts, **sizes)
     return {
         "step": loaded.progress.step,
-        "documents": count,
-        "bytes": text_bytes,
+        "documents": stream.documents,
+        "bytes": stream.text_bytes,
         "tokens": score.labels,
         "loss": score.loss,
         "perplexity": score.perplexity,
-        "bits_per_byte": bits_per_byte(score.nats, text_bytes),
+        "bits_per_byte": bits_per_byte(score.nats, stream.text_bytes),
     }
 
 

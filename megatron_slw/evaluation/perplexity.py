@@ -95,6 +95,7 @@ def score_stream(
     length: int,
     overlap: int = 0,
     batch: int = 8,
+    starts: np.ndarray | None = None,
 ) -> Score:
     """The cost of tokens[1:], each given at most `length` tokens before it.
 
@@ -102,13 +103,15 @@ def score_stream(
     documents: it is what the model saw before each document in training.
 
     Args:
-        model: token ids (B, T) to logits (B, T, V); V may exceed `vocab_size` by padding. It is scored
-            in the mode it is in: call `model.eval()` first.
+        model: token ids (B, T), and document ids (B, T) with `starts`, to logits (B, T, V); V may exceed
+            `vocab_size` by padding. It is scored in the mode it is in: call `model.eval()` first.
         tokens: ids, shape (labels + 1,), any integer type; an empty or one-token stream costs nothing.
         vocab_size: ids the model knows; the columns from there on get no probability.
         length: the model's full length N.
         overlap: labels of a window that only give context.
         batch: windows at once.
+        starts: which tokens are the first of a document, bool of the shape of `tokens`, for a model that was
+            trained with positions or attention beginning anew there.
 
     Raises:
         ValueError: an id is not in [0, vocab_size), or the window arithmetic does not work out.
@@ -123,7 +126,11 @@ def score_stream(
         part = windows[first : first + batch]
         rows = np.stack([ids[w.first : w.stop + 1] for w in part]).astype(np.int64)
         ids_BT = torch.from_numpy(rows).to(device)
-        loss_BT = token_nats(model(ids_BT[:, :-1]), ids_BT[:, 1:], vocab_size)
+        inputs = [ids_BT[:, :-1]]
+        if starts is not None:
+            documents = np.stack([starts[w.first : w.stop].cumsum() for w in part])
+            inputs.append(torch.from_numpy(documents).to(device))
+        loss_BT = token_nats(model(*inputs), ids_BT[:, 1:], vocab_size)
         for row, window in enumerate(part):
             nats += float(loss_BT[row, window.scored - window.first :].double().sum())
             labels += window.stop - window.scored

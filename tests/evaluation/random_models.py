@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,9 +16,9 @@ from megatron_slw.parallel.sharding import sharded_parameters
 from megatron_slw.testing import tiny_config
 
 
-def random_model(folder: Path, vocab_size: int = 300, std: float = 0.3) -> GPT:
+def random_model(folder: Path, vocab_size: int = 300, std: float = 0.3, **changes: Any) -> GPT:
     """A two-layer GPT of full length 32; a large std makes it prefer some tokens clearly."""
-    config = tiny_config(folder, model__vocab_size=vocab_size, model__init_method_std=std)
+    config = tiny_config(folder, model__vocab_size=vocab_size, model__init_method_std=std, **changes)
     model = GPT(config, one_process_groups())
     fill = partial(initial_value, model=config.model, seed=config.training.seed)
     with torch.no_grad():

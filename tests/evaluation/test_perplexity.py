@@ -61,6 +61,25 @@ def test_long_stream_equals_window_by_window(tmp_path: Path, overlap: int) -> No
         assert score.nats == pytest.approx(expected, rel=1e-6)
 
 
+def test_documents_are_scored_as_in_training(tmp_path: Path) -> None:
+    """Each part of a window that lies in one document costs what it costs alone, where the model begins anew there."""
+    ids = np.random.default_rng(2).integers(0, 300, 81)
+    starts = np.isin(np.arange(81), [0, 7, 8, 32, 40, 77])
+    model = random_model(tmp_path, data__reset_position_ids=True, data__reset_attention_mask=True)
+    expected = 0.0
+    for first, stop in [(0, 7), (7, 8), (8, 32), (32, 40), (40, 64), (64, 77), (77, 80)]:
+        length = stop - first  # windows of 32 labels, and a last one of 16
+        expected += score_stream(model, ids[first : stop + 1], vocab_size=300, length=length).nats
+    windows = [(0, 33), (32, 65), (64, 81)]
+    found = [score_stream(model, ids[a:b], vocab_size=300, length=32, starts=starts[a:b]) for a, b in windows]
+    assert sum(score.nats for score in found) == pytest.approx(expected, rel=1e-6)
+    whole = score_stream(model, ids[:65], vocab_size=300, length=32, starts=starts[:65])
+    assert whole.nats == pytest.approx(found[0].nats + found[1].nats, rel=1e-6)
+    plain = random_model(tmp_path)
+    with_starts = score_stream(plain, ids, vocab_size=300, length=32, starts=starts)
+    assert with_starts == score_stream(plain, ids, vocab_size=300, length=32), "documents count for every model"
+
+
 def test_padding_columns_get_no_probability() -> None:
     model = FixedLogits([0.0, 0.0, 0.0, 50.0])  # the fourth column is padding
     score = score_stream(model, [0, 1, 2, 1], vocab_size=3, length=8)

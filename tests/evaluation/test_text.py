@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from megatron_slw.config.errors import ConfigError
@@ -31,18 +32,20 @@ def prefix(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_stream_is_the_dataset_after_one_end_of_document(prefix: Path) -> None:
     tokenizer = dataset_tokenizer(prefix)
-    stream, text_bytes, count = document_stream(tokenizer, TEXTS)
+    stream, starts, text_bytes, count = document_stream(tokenizer, TEXTS)
     dataset = IndexedDataset(prefix)
     assert stream[0] == tokenizer.info.eod_id
     assert stream[1:].tolist() == dataset.tokens.tolist()
+    first = [1 + dataset.document_start(number) for number in range(dataset.num_documents)]
+    assert np.flatnonzero(starts).tolist() == [0, *first]
     assert dataset.sidecar is not None
     assert (text_bytes, count) == (dataset.sidecar.text_bytes, dataset.num_documents)
     assert text_bytes == len("".join(TEXTS).encode())
 
 
 def test_no_text_is_no_label(prefix: Path) -> None:
-    stream, text_bytes, count = document_stream(dataset_tokenizer(prefix), [])
-    assert (len(stream), text_bytes, count) == (1, 0, 0)
+    stream, starts, text_bytes, count = document_stream(dataset_tokenizer(prefix), [])
+    assert (len(stream), starts.tolist(), text_bytes, count) == (1, [True], 0, 0)
 
 
 def test_missing_sidecar_or_file_names_the_flag(prefix: Path, tmp_path: Path) -> None:
