@@ -26,7 +26,7 @@ from megatron_slw.config.schema import RunConfig
 from megatron_slw.data.layout import dataset_paths
 from megatron_slw.data.sidecar import Sidecar, file_sha256, read_sidecar
 from megatron_slw.report.curves import draw_run
-from megatron_slw.slw.plan import compile_plan
+from megatron_slw.slw.compile import compile_plan
 from megatron_slw.train.estimate import parameters
 from megatron_slw.train.metrics import FILE_NAME
 from megatron_slw.train.units import count_text, duration_text, rate_text

@@ -19,6 +19,7 @@ NonNegativeInt = Annotated[int, Field(ge=0, strict=True)]
 Probability = Annotated[float, Field(ge=0.0, lt=1.0, strict=True)]
 NonNegativeFloat = Annotated[float, Field(ge=0.0, allow_inf_nan=False, strict=True)]
 PositiveFloat = Annotated[float, Field(gt=0.0, allow_inf_nan=False, strict=True)]
+Fraction01 = Annotated[float, Field(gt=0.0, le=1.0, strict=True)]
 Switch = Annotated[bool, Field(strict=True)]  # pydantic would take "no" and 0 for a bool
 Text = Annotated[str, Field(min_length=1)]
 
@@ -143,8 +144,12 @@ class TrainingConfig(Section):
     """How long to train, and the learning rate on the way. The peak rate is optimizer.params.lr."""
 
     train_tokens: PositiveInt | None = None
-    """Stop at the first step at which this many tokens were trained. This or train_steps."""
+    """Stop at the first step at which this many tokens were trained. This or one of the next three."""
     train_steps: PositiveInt | None = None
+    train_samples: PositiveInt | None = None
+    """Draw this many samples, train what a curriculum's mode brings back of them, and stop."""
+    train_epochs: PositiveInt | None = None
+    """The same with as many samples as this many passes over the training data have."""
     seed: NonNegativeInt = 1234
     min_lr: NonNegativeFloat = 0.0
     lr_warmup_steps: NonNegativeInt | None = None
@@ -204,17 +209,39 @@ class OptimizerConfig(Section):
 
 
 class CurriculumConfig(Section):
-    """One sequence-length schedule; fields and meaning are DeepSpeed's."""
+    """One schedule, of lengths or of rows; fields and meaning are DeepSpeed's where it has them."""
 
-    mode: Literal["seqlen_truncate"] = "seqlen_truncate"
-    schedule_type: Literal["fixed_linear", "fixed_root", "fixed_discrete"]
+    mode: Literal[
+        "seqlen_truncate", "seqlen_reshape", "seqlen_replay", "seqlen_tailpack", "seqlen_revisit", "batch_size"
+    ] = "seqlen_truncate"
+    schedule_type: Literal["fixed_linear", "fixed_root", "fixed_discrete", "custom", "loss_adaptive", "mixed"]
     min_difficulty: PositiveInt
     max_difficulty: PositiveInt
     total_curriculum_step: PositiveInt | None = None
+    """Steps of the warmup. This, total_curriculum_tokens or duration."""
+    total_curriculum_tokens: PositiveInt | None = None
+    """Tokens trained in the warmup."""
+    duration: Fraction01 | None = None
+    """The warmup's share of the run's steps."""
     difficulty_step: PositiveInt | None = None
+    max_distinct_lengths: Annotated[int, Field(ge=2, strict=True)] | None = None
+    """Coarsens difficulty_step until there are no more lengths than this."""
     root_degree: PositiveInt | None = None
     difficulty: tuple[PositiveInt, ...] | None = None
     max_step: tuple[PositiveInt, ...] | None = None
+    """The last step of each stage but the last. This, max_tokens or max_fraction."""
+    max_tokens: tuple[PositiveInt, ...] | None = None
+    """The tokens trained at the end of each stage."""
+    max_fraction: tuple[Fraction01, ...] | None = None
+    """The share of the run's steps at the end of each stage."""
+    function: Text | None = None
+    """module:function, called as function(t, min_difficulty, max_difficulty) with the step t from 1 on."""
+    patience: PositiveInt | None = None
+    """Steps without a lower smoothed loss after which a loss_adaptive schedule lengthens."""
+    min_improvement: Probability = 0.0
+    """Share of the lowest smoothed loss by which a lower one must fall to count."""
+    smoothing: Probability = 0.98
+    """Weight of the past in the smoothed loss."""
 
 
 class RunConfig(Section):
@@ -229,6 +256,9 @@ class RunConfig(Section):
     logging: LoggingConfig
     optimizer: OptimizerConfig
     curriculum: CurriculumConfig | None
+    """The lengths; None for the full length throughout."""
+    batch_warmup: CurriculumConfig | None = None
+    """The rows of a step; None for train_batch_size throughout."""
     world_size: PositiveInt
     train_batch_size: PositiveInt
     micro_batch_size: PositiveInt

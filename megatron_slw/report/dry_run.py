@@ -15,7 +15,8 @@ from megatron_slw.config.schema import RunConfig
 from megatron_slw.data.indexed import IndexedDataset
 from megatron_slw.data.vocabulary import resolve_vocab_size
 from megatron_slw.slw.batching import MicroBatching, micro_batching
-from megatron_slw.slw.plan import Plan, compile_plan
+from megatron_slw.slw.compile import compile_plan
+from megatron_slw.slw.plan import Plan
 from megatron_slw.train import estimate
 from megatron_slw.train.units import count_text
 

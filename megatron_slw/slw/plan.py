@@ -1,8 +1,8 @@
 """The length plan: a whole schedule compiled, before the first step, into a short table that everybody reads.
 
-The table is run-length coded, [(first_step, seq_len, rows)], with exact integer prefix sums of samples and
-tokens, so any step of a run of any length is found by bisection. Trainer, loader, learning rate, dry run and
-resume read this one table; nothing else decides a length or counts a token.
+The table is run-length coded, [(first_step, seq_len, rows)], with exact integer prefix sums of rows, samples and
+tokens (the ledger's, by the mode), so any step of a run of any length is found by bisection. Trainer, loader, learning
+rate, dry run and resume read this one table; nothing else decides a length or counts a token. `compile.py` makes it.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from megatron_slw.config.errors import ConfigError
-from megatron_slw.config.schema import RunConfig
+from megatron_slw.config.errors import ConfigError, listing
 from megatron_slw.progress import INT64_MAX, Progress, whole_number
-from megatron_slw.slw.schedule import next_change, seq_len_at
+from megatron_slw.slw.ledger import MODES, Ledger
+from megatron_slw.slw.slices import OneEach, Slices, one_each
 
 
 class Run(NamedTuple):
@@ -37,22 +37,45 @@ class BatchStep:
     rows: int
     """Global batch: rows over all data-parallel ranks."""
     samples_before: int
+    """Samples drawn from the data."""
     tokens_before: int
+    ledger: Ledger | None = field(default=None, repr=False, compare=False)
+    """What the rows are made of; None: a sample each, the next ones, cut to the length."""
+    first_row: int = field(default=0, compare=False)
+    """Of the step, in the ledger."""
 
     @property
     def tokens(self) -> int:
-        """Labels this step trains."""
-        return self.rows * self.seq_len
+        """Labels this step trains: fewer than its positions where labels are masked or rows are padding."""
+        if self.ledger is None:
+            return self.rows * self.seq_len
+        return self.ledger.labels_before(self.first_row + self.rows) - self.tokens_before
 
     @property
     def after(self) -> Progress:
         """The progress once this step is done."""
-        return Progress(self.step + 1, self.samples_before + self.rows, self.tokens_before + self.tokens)
+        samples = self.samples_before + self.rows
+        if self.ledger is not None:
+            samples = self.ledger.samples_before(self.first_row + self.rows)
+        return Progress(self.step + 1, samples, self.tokens_before + self.tokens)
+
+    def slices(self, first: int, count: int) -> Slices:
+        """What the rows [first, first + count) of this step are made of."""
+        if self.ledger is None:
+            return one_each(OneEach(self.samples_before, self.seq_len, 0, 0, fresh=True), first, count, 0)
+        return self.ledger.slices(self.first_row + first, count)
 
 
 @dataclass(frozen=True)
 class Plan:
     """The shape of every step of a run.
+
+    Args:
+        runs: in order.
+        total_steps: of the whole run.
+        full_length: N, the labels of a sample.
+        mode: what becomes of the labels that short steps cut off; see `ledger`.
+        samples: how many are drawn at most; None for no end.
 
     Raises:
         ConfigError: the table is not a valid plan (naming the field).
@@ -61,23 +84,27 @@ class Plan:
     runs: tuple[Run, ...]
     total_steps: int
     full_length: int
+    mode: str = "seqlen_truncate"
+    samples: int | None = None
     _first_steps: list[int] = field(init=False, repr=False, compare=False)
+    _first_rows: list[int] = field(init=False, repr=False, compare=False)
+    _ledger: Ledger = field(init=False, repr=False, compare=False)
     _before: list[Progress] = field(init=False, repr=False, compare=False)
     """Progress at the start of each run, then at the end of the last: one entry more than runs."""
 
     def __post_init__(self) -> None:
-        _check(self.runs, self.total_steps, self.full_length)
+        _check(self)
         first_steps = [run.first_step for run in self.runs]
-        before = [Progress()]
+        ledger, first_rows, before = Ledger(self.mode, self.full_length, self.samples), [], [Progress()]
         for run, end in zip(self.runs, [*first_steps[1:], self.total_steps], strict=True):
-            samples, tokens = before[-1].samples, before[-1].tokens
-            rows = (end - run.first_step) * run.rows
-            before.append(Progress(end, samples + rows, tokens + rows * run.seq_len))
-        if before[-1].samples * self.full_length > INT64_MAX:
-            raise ConfigError(
-                f"plan reads {before[-1].samples} samples of {self.full_length} tokens: no 64-bit count"
-            )
+            first_rows.append(ledger.rows)
+            ledger.extend((end - run.first_step) * run.rows, run.seq_len)
+            before.append(Progress(end, ledger.samples, ledger.labels))
+        if ledger.rows * self.full_length > INT64_MAX:
+            raise ConfigError(f"plan reads {ledger.rows} rows of {self.full_length} tokens: no 64-bit count")
         object.__setattr__(self, "_first_steps", first_steps)
+        object.__setattr__(self, "_first_rows", first_rows)
+        object.__setattr__(self, "_ledger", ledger)
         object.__setattr__(self, "_before", before)
 
     def at(self, step: int) -> BatchStep:
@@ -85,15 +112,10 @@ class Plan:
         if not 0 <= step < self.total_steps:
             raise IndexError(f"step {step} is not in the plan: it has steps 0 to {self.total_steps - 1}")
         index = bisect_right(self._first_steps, step) - 1
-        run, before = self.runs[index], self._before[index]
-        rows = (step - run.first_step) * run.rows
-        return BatchStep(
-            step=step,
-            seq_len=run.seq_len,
-            rows=run.rows,
-            samples_before=before.samples + rows,
-            tokens_before=before.tokens + rows * run.seq_len,
-        )
+        run, ledger = self.runs[index], self._ledger
+        row = self._first_rows[index] + (step - run.first_step) * run.rows
+        before = ledger.samples_before(row), ledger.labels_before(row)
+        return BatchStep(step, run.seq_len, run.rows, *before, ledger=ledger, first_row=row)
 
     def progress_at(self, step: int) -> Progress:
         """Return what was trained after the first `step` steps; IndexError outside [0, total_steps]."""
@@ -112,9 +134,10 @@ class Plan:
             raise ValueError(f"the plan trains {self.tokens_trained} tokens, so it never reaches {tokens}")
         if tokens <= 0:
             return 0
-        index = bisect_right(self._before, tokens - 1, key=lambda progress: progress.tokens) - 1
+        row = self._ledger.rows_to_labels(tokens)
+        index = bisect_right(self._first_rows, row - 1) - 1
         run = self.runs[index]
-        return run.first_step + -(-(tokens - self._before[index].tokens) // (run.rows * run.seq_len))
+        return run.first_step + -(-(row - self._first_rows[index]) // run.rows)
 
     @property
     def tokens_trained(self) -> int:
@@ -123,21 +146,33 @@ class Plan:
 
     @property
     def tokens_discarded(self) -> int:
-        """Labels of the samples read that truncation cut off, over the whole run."""
-        return self._before[-1].samples * self.full_length - self.tokens_trained
+        """Labels of the samples drawn that the run never trains."""
+        return self._ledger.untrained_before(self._ledger.rows)
+
+    @property
+    def tokens_repeated(self) -> int:
+        """Labels that the run trains for a second time (seqlen_revisit)."""
+        return self._ledger.repeated
+
+    def tokens_untrained_at(self, step: int) -> int:
+        """Labels of the samples drawn in the first `step` steps that these did not train: cut off, or to come back."""
+        end = step == self.total_steps
+        return self._ledger.untrained_before(self._ledger.rows if end else self.at(step).first_row)
 
     def to_json(self) -> dict[str, object]:
         """Return a JSON object that `from_json` reads back; a run is [first_step, seq_len, rows]."""
         return {
             "total_steps": self.total_steps,
             "full_length": self.full_length,
+            "mode": self.mode,
+            "samples": self.samples,
             "runs": [list(run) for run in self.runs],
         }
 
     @classmethod
     def from_json(cls, data: object) -> Plan:
         """Read what `to_json` wrote; anything else raises ConfigError naming the field."""
-        names = {"total_steps", "full_length", "runs"}
+        names = {"total_steps", "full_length", "mode", "samples", "runs"}
         if not isinstance(data, Mapping) or set(data) != names:
             raise ConfigError(f"plan must be an object with the fields {', '.join(sorted(names))}")
         if not isinstance(data["runs"], list):
@@ -148,12 +183,17 @@ class Plan:
                 fields = ", ".join(Run._fields)
                 raise ConfigError(f"plan.runs[{index}] must be [{fields}], but is {entry!r:.80}")
             runs.append(Run(*entry))
-        return cls(tuple(runs), data["total_steps"], data["full_length"])
+        return cls(tuple(runs), data["total_steps"], data["full_length"], data["mode"], data["samples"])
 
 
-def _check(runs: tuple[Run, ...], total_steps: int, full_length: int) -> None:
+def _check(plan: Plan) -> None:
+    runs, total_steps, full_length = plan.runs, plan.total_steps, plan.full_length
     whole_number(total_steps, "plan.total_steps", least=1)
     whole_number(full_length, "plan.full_length", least=1)
+    if plan.mode not in MODES:
+        raise ConfigError(f"plan.mode must be {listing(MODES)}, but is {plan.mode!r:.80}")
+    if plan.samples is not None:
+        whole_number(plan.samples, "plan.samples", least=1)
     if not runs:
         raise ConfigError("plan.runs is empty, but must say what the first step is")
     least = 0
@@ -176,37 +216,3 @@ def _check(runs: tuple[Run, ...], total_steps: int, full_length: int) -> None:
                 f"plan.runs[{index}].first_step is {run.first_step}, but total_steps is {total_steps}"
             )
         least = run.first_step + 1
-
-
-def compile_plan(config: RunConfig) -> Plan:
-    """Compile the schedule of a run: `train_batch_size` rows a step, lengths as the curriculum has them.
-
-    The run ends after `training.train_steps`, or with the first step that brings the trained tokens to
-    `training.train_tokens`. Takes milliseconds whatever the number of steps.
-
-    Raises:
-        ConfigError: neither or both of these are set, or a length exceeds model.seq_length.
-    """
-    target_steps, target_tokens = config.training.train_steps, config.training.train_tokens
-    if (target_steps is None) == (target_tokens is None):
-        raise ConfigError(
-            f"exactly one of training.train_tokens ({target_tokens}) and training.train_steps "
-            f"({target_steps}) says when to stop: set one"
-        )
-    full, rows = config.model.seq_length, config.train_batch_size
-    runs: list[Run] = []
-    step = tokens = 0
-    while True:
-        length = seq_len_at(config.curriculum, full, step + 1)
-        runs.append(Run(step, length, rows))
-        # Where the run would end if the length stayed as it is: no change has to be looked for beyond.
-        if target_tokens is not None:
-            end = step + -(-(target_tokens - tokens) // (rows * length))
-        else:
-            assert target_steps is not None, "one of the two targets is set: checked above"
-            end = target_steps
-        change = next_change(config.curriculum, full, step + 1, end + 1) - 1
-        if change >= end:
-            return Plan(tuple(runs), end, full)
-        tokens += (change - step) * rows * length
-        step = change

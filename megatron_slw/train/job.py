@@ -29,7 +29,7 @@ from megatron_slw.parallel.groups import Groups, build_groups, check_precision, 
 from megatron_slw.parallel.launch import Launch, read_launch
 from megatron_slw.parallel.sharding import Shard
 from megatron_slw.progress import Progress
-from megatron_slw.slw.plan import compile_plan
+from megatron_slw.slw.compile import compile_plan
 from megatron_slw.slw.stability import Stability
 from megatron_slw.train.engine import Engine, NonFiniteError
 from megatron_slw.train.engine_state import WEIGHT, ensure_optimizer_state

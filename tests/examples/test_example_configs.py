@@ -11,7 +11,7 @@ import pytest
 
 from megatron_slw.config import load_config
 from megatron_slw.report.dry_run import dry_run, render
-from megatron_slw.slw.plan import compile_plan
+from megatron_slw.slw.compile import compile_plan
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 PAPER_TOKENS = 157_286_400_000

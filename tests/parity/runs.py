@@ -12,7 +12,8 @@ from megatron_slw.config.schema import RunConfig
 from megatron_slw.model.init import initial_value
 from megatron_slw.parallel.groups import build_groups
 from megatron_slw.parallel.sharding import Shard, sharded_parameters
-from megatron_slw.slw.plan import BatchStep, compile_plan
+from megatron_slw.slw.compile import compile_plan
+from megatron_slw.slw.plan import BatchStep
 from megatron_slw.train.engine import Engine
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from megatron_slw.slw.batching import micro_batching
-from megatron_slw.slw.plan import compile_plan
+from megatron_slw.slw.compile import compile_plan
 from megatron_slw.testing import WorkerPool
 from tests.parity.test_layouts import LAYOUTS, TOLERANCE, run
 

@@ -14,7 +14,8 @@ import pytest
 from megatron_slw.config.load import resolve
 from megatron_slw.config.schema import RunConfig
 from megatron_slw.report.dry_run import dry_run, main, render
-from megatron_slw.slw.plan import Plan, compile_plan
+from megatron_slw.slw.compile import compile_plan
+from megatron_slw.slw.plan import Plan
 
 ROOT = Path(__file__).resolve().parents[2]
 TREE: dict[str, Any] = {

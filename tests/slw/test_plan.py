@@ -13,8 +13,9 @@ from megatron_slw.config.errors import ConfigError
 from megatron_slw.config.schema import CurriculumConfig
 from megatron_slw.progress import Progress
 from megatron_slw.slw import schedule
-from megatron_slw.slw.plan import BatchStep, Plan, Run, compile_plan
-from megatron_slw.slw.schedule import seq_len_at
+from megatron_slw.slw.compile import compile_plan
+from megatron_slw.slw.plan import BatchStep, Plan, Run
+from megatron_slw.slw.schedule import difficulty_at
 from tests.slw.run_configs import linear, run_config
 
 PAPER_TOKENS = 157_286_400_000
@@ -90,7 +91,7 @@ def test_plan_by_steps_equals_a_walk(
     assert plan.total_steps == total_steps
     tokens = 0
     for step in range(total_steps):
-        length = seq_len_at(curriculum, 64, step + 1)
+        length = difficulty_at(curriculum, 64, step + 1)
         batch = plan.at(step)
         assert batch == BatchStep(step, length, rows, step * rows, tokens)
         assert plan.progress_at(step) == Progress(step, step * rows, tokens)
@@ -111,7 +112,7 @@ def test_plan_by_tokens_stops_at_the_first_step_that_reaches_them(
     steps = tokens = 0
     while tokens < target:
         steps += 1
-        tokens += rows * seq_len_at(curriculum, 64, steps)
+        tokens += rows * difficulty_at(curriculum, 64, steps)
     assert (plan.total_steps, plan.tokens_trained) == (steps, tokens)
     assert plan.steps_to_tokens(target) == steps
 
@@ -164,7 +165,9 @@ def test_json_round_trip() -> None:
     assert Plan.from_json(json.loads(json.dumps(plan.to_json()))) == plan
 
 
-GOOD = {"total_steps": 10, "full_length": 64, "runs": [[0, 8, 4], [3, 64, 4]]}
+GOOD = {
+    "total_steps": 10, "full_length": 64, "mode": "seqlen_truncate", "samples": None, "runs": [[0, 8, 4], [3, 64, 4]],
+}  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -190,7 +193,11 @@ GOOD = {"total_steps": 10, "full_length": 64, "runs": [[0, 8, 4], [3, 64, 4]]}
         ({**GOOD, "runs": [[0, 8, 4], [0, 16, 4]]}, r"runs\[1\].first_step"),
         ({**GOOD, "runs": [[0, 8, 4], [5, 16, 4], [4, 24, 4]]}, r"runs\[2\].first_step"),
         ({**GOOD, "runs": [[0, 8, 4], [None, 16, 4]]}, r"runs\[1\].first_step"),
-        ({"total_steps": 2**62, "full_length": 2**40, "runs": [[0, 2**40, 2**40]]}, "tokens"),
+        ({**GOOD, "mode": "seqlen_lost"}, "plan.mode"),
+        ({**GOOD, "mode": ["seqlen_truncate"]}, "plan.mode"),
+        ({**GOOD, "samples": 0}, "plan.samples"),
+        ({**GOOD, "samples": "9"}, "plan.samples"),
+        ({**GOOD, "total_steps": 2**62, "full_length": 2**40, "runs": [[0, 2**40, 2**40]]}, "tokens"),
     ],
     ids=str,
 )

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from megatron_slw.config.errors import ConfigError
 from megatron_slw.config.schema import CurriculumConfig
-from megatron_slw.slw.schedule import next_change, seq_len_at
+from megatron_slw.slw.schedule import difficulty_at, next_change
 
 
 def ramp(low: int, high: int, total: int, quantum: int, degree: int | None = None) -> CurriculumConfig:
@@ -37,7 +37,7 @@ def discrete(difficulty: tuple[int, ...], max_step: tuple[int, ...]) -> Curricul
 
 
 def lengths(curriculum: CurriculumConfig | None, steps: int, full: int = 4096) -> list[int]:
-    return [seq_len_at(curriculum, full, t) for t in range(1, steps + 1)]
+    return [difficulty_at(curriculum, full, t) for t in range(1, steps + 1)]
 
 
 def deepspeed_scheduler(curriculum: CurriculumConfig) -> Any:
@@ -101,7 +101,7 @@ def test_equals_deepspeed_for_drawn_ramps(curriculum: CurriculumConfig, data: st
     total = curriculum.total_curriculum_step or 0
     start = data.draw(st.integers(1, total + 100))
     for t in [*range(1, 20), *range(start, start + 100), *range(max(1, total - 5), total + 6), 3 * total]:
-        assert seq_len_at(curriculum, 4096, t) == scheduler.get_difficulty(t)
+        assert difficulty_at(curriculum, 4096, t) == scheduler.get_difficulty(t)
 
 
 @st.composite
@@ -145,7 +145,7 @@ def test_lengths_by_hand(curriculum: CurriculumConfig | None, expected: list[int
     ("low", "high", "quantum"), [(8, 1020, 8), (1, 1000, 16), (1020, 1020, 8), (9, 15, 16)], ids=str
 )
 def test_the_last_length_is_the_maximum_itself(low: int, high: int, quantum: int) -> None:
-    assert seq_len_at(ramp(low, high, 50, quantum), high, 10**12) == high
+    assert difficulty_at(ramp(low, high, 50, quantum), high, 10**12) == high
 
 
 @pytest.mark.parametrize(
@@ -164,18 +164,18 @@ def test_the_last_length_is_the_maximum_itself(low: int, high: int, quantum: int
 def test_an_incomplete_schedule_is_a_sentence_not_a_crash(changes: dict[str, Any], word: str) -> None:
     curriculum = ramp(8, 64, 10, 8).model_copy(update=changes)
     with pytest.raises(ConfigError, match=word):
-        seq_len_at(curriculum, 64, 1)
+        difficulty_at(curriculum, 64, 1)
 
 
 def test_steps_count_from_one() -> None:
     with pytest.raises(ValueError, match="count from 1"):
-        seq_len_at(None, 64, 0)
+        difficulty_at(None, 64, 0)
 
 
 @settings(max_examples=200, deadline=None)
 @given(drawn_ramps() | drawn_lists() | st.none(), st.integers(1, 3000), st.integers(1, 300))
 def test_next_change_equals_a_walk(curriculum: CurriculumConfig | None, t: int, window: int) -> None:
     end = t + window
-    here = seq_len_at(curriculum, 4096, t)
-    walked = next((u for u in range(t + 1, end) if seq_len_at(curriculum, 4096, u) != here), end)
+    here = difficulty_at(curriculum, 4096, t)
+    walked = next((u for u in range(t + 1, end) if difficulty_at(curriculum, 4096, u) != here), end)
     assert next_change(curriculum, 4096, t, end) == walked

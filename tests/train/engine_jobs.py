@@ -16,7 +16,8 @@ from megatron_slw.model.gpt import GPT
 from megatron_slw.model.init import initial_value, initialize_weights
 from megatron_slw.parallel.groups import build_groups, one_process_groups
 from megatron_slw.parallel.sharding import sharded_parameters
-from megatron_slw.slw.plan import BatchStep, compile_plan
+from megatron_slw.slw.compile import compile_plan
+from megatron_slw.slw.plan import BatchStep
 from megatron_slw.train.engine import Engine, NonFiniteError
 from megatron_slw.train.evaluate import validation_loss
 from tests.parity.runs import synthetic_blocks

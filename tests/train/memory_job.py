@@ -17,7 +17,7 @@ from megatron_slw.config.load import resolve
 from megatron_slw.config.overrides import apply_overrides
 from megatron_slw.data.loader import Blocks
 from megatron_slw.parallel.groups import build_groups
-from megatron_slw.slw.plan import compile_plan
+from megatron_slw.slw.compile import compile_plan
 from megatron_slw.train.engine import Engine
 from megatron_slw.train.estimate import stage_memory
 

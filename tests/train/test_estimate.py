@@ -8,7 +8,7 @@ import pytest
 
 from megatron_slw.config.load import resolve
 from megatron_slw.config.schema import ModelConfig, RunConfig
-from megatron_slw.slw.plan import compile_plan
+from megatron_slw.slw.compile import compile_plan
 from megatron_slw.testing import tiny_config
 from megatron_slw.train import activations as act
 from megatron_slw.train import estimate

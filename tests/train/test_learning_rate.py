@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from megatron_slw.config.errors import ConfigError
 from megatron_slw.config.schema import RunConfig
-from megatron_slw.slw.plan import Plan, compile_plan
+from megatron_slw.slw.compile import compile_plan
+from megatron_slw.slw.plan import Plan
 from megatron_slw.train.learning_rate import learning_rate
 from tests.slw.run_configs import linear, run_config
 
