@@ -2,37 +2,29 @@
 
 Sample i of a corpus of n windows is window permute(i mod n) of epoch i // n, with an order of its own in each
 epoch; a blend says which corpus's turn it is. So the position in the data is the number of samples trained before,
-there is no state to save, and any split of a global batch over ranks is the same batch.
+there is no state to save, and any split of a global batch over ranks is the same batch. Which samples, and which
+parts of them, a row holds is the plan's matter (`BatchStep.slices`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from megatron_slw.data.blend import BlendedWindows, parts_of
 from megatron_slw.data.permutation import permutation_key, permute
+from megatron_slw.data.rows import Blocks, sliced_rows, whole_rows
 from megatron_slw.data.windows import Windows
 
 if TYPE_CHECKING:
     from megatron_slw.slw.plan import BatchStep
 
 
-@dataclass(frozen=True)
-class Blocks:
-    """The rows one rank trains in one step; B rows of T labels, in the dataset's own integer dtype."""
-
-    tokens_BT: np.ndarray
-    labels_BT: np.ndarray
-    """The tokens, one position on. Both are views of one (B, T + 1) array."""
-    loss_mask_BT: np.ndarray | None = None
-    """float32; None counts every label."""
-    starts_BT: np.ndarray | None = None
-    """bool, True where a token is the first of a document; None where documents are not tracked. Whether a row
-    begins in the middle of a document does not matter: nothing of the row is before it."""
+Order = Callable[[int, int, int], np.ndarray]
+"""order(corpus, first, count): the windows of consecutive samples of one corpus."""
 
 
 class TrainLoader:
@@ -52,7 +44,8 @@ class TrainLoader:
     def read(self, step: BatchStep, dp_rank: int, dp_size: int) -> Blocks:
         """Return this rank's share of a step: rows [dp_rank * B, (dp_rank + 1) * B) with B = rows / dp_size.
 
-        A step shorter than the window takes the beginning of each sample.
+        Labels that are context only, and rows that fill up a last step, are masked. A mask is there on every rank if
+        on one.
 
         Raises:
             ValueError: the rows do not divide by dp_size, or there is no such rank.
@@ -60,8 +53,19 @@ class TrainLoader:
         if step.rows % dp_size or not 0 <= dp_rank < dp_size:
             raise ValueError(f"{step.rows} rows cannot be shared: rank {dp_rank} of {dp_size}")
         count = step.rows // dp_size
-        first = step.samples_before + dp_rank * count
-        return _gather(self.windows, first, count, step.seq_len, self._order, self.track_documents)
+        slices = step.slices(dp_rank * count, count)
+        corpus, window = _locate_any(self.windows, slices.sample, self._order)
+        masked = step.tokens < step.rows * step.seq_len
+        one_each = len(slices.row) == count and not slices.start.any() and bool((slices.stop == step.seq_len).all())
+        if not one_each:
+            shape = count, step.seq_len
+            blocks = sliced_rows(self.windows, corpus, window, slices, shape, self.track_documents)
+            return blocks if masked else replace(blocks, loss_mask_BT=None)
+        blocks = whole_rows(self.windows, corpus, window, step.seq_len, self.track_documents)
+        if not masked:
+            return blocks
+        mask_BT = (np.arange(step.seq_len) >= slices.first_trained[:, None]).astype(np.float32)
+        return replace(blocks, loss_mask_BT=mask_BT)
 
     def sample_windows(self, first: int, count: int, corpus: int = 0) -> np.ndarray:
         """Return the windows of the samples [first, first + count) of one corpus: int64 of shape (count,)."""
@@ -102,40 +106,33 @@ class ValidLoader:
         """
         if not 0 <= first <= first + count <= len(self):
             raise ValueError(f"windows {first} to {first + count} are not in [0, {len(self)})")
-        return _gather(self.windows, first, count, self.windows.length, _in_order, self.track_documents)
+        corpus, window = _locate(self.windows, first, count, _in_order)
+        return whole_rows(self.windows, corpus, window, self.windows.length, self.track_documents)
 
 
 def _in_order(corpus: int, first: int, count: int) -> np.ndarray:
     return np.arange(first, first + count)
 
 
-def _gather(
-    windows: Windows | BlendedWindows,
-    first: int,
-    count: int,
-    length: int,
-    order: Callable[[int, int, int], np.ndarray],
-    track_documents: bool,
-) -> Blocks:
-    """The first `length` labels of the samples [first, first + count), and the tokens before them.
-
-    order(corpus, first, count) says which windows the samples of one corpus are.
-    """
+def _locate(windows: Windows | BlendedWindows, first: int, count: int, order: Order) -> tuple[np.ndarray, np.ndarray]:
+    """Return the corpus and the window of each of the samples [first, first + count)."""
     if isinstance(windows, Windows):
-        index = order(0, first, count)
-        return _blocks(windows.gather(index, length), windows.starts(index, length) if track_documents else None)
+        return np.zeros(count, np.int64), order(0, first, count)
     corpus, number = windows.blend.assign(first, count)
-    rows_BT = np.empty((count, length + 1), windows.dtype)
-    starts_BT = np.zeros((count, length), bool) if track_documents else None
-    for part_number, part in enumerate(windows.parts):
-        rows = np.flatnonzero(corpus == part_number)
+    window = np.empty(count, np.int64)
+    for part in range(len(windows.parts)):
+        rows = np.flatnonzero(corpus == part)
         if len(rows):
-            index = order(part_number, int(number[rows[0]]), len(rows))
-            rows_BT[rows] = part.gather(index, length)
-            if starts_BT is not None:
-                starts_BT[rows] = part.starts(index, length)
-    return _blocks(rows_BT, starts_BT)
+            window[rows] = order(part, int(number[rows[0]]), len(rows))
+    return corpus, window
 
 
-def _blocks(rows_BT: np.ndarray, starts_BT: np.ndarray | None) -> Blocks:
-    return Blocks(rows_BT[:, :-1], rows_BT[:, 1:], starts_BT=starts_BT)
+def _locate_any(windows: Windows | BlendedWindows, samples: np.ndarray, order: Order) -> tuple[np.ndarray, np.ndarray]:
+    """The same of any samples; they come in few stretches of consecutive ones."""
+    different, back = np.unique(samples, return_inverse=True)
+    stretches = np.split(different, np.flatnonzero(np.diff(different) != 1) + 1) if len(different) else []
+    found = [_locate(windows, int(stretch[0]), len(stretch), order) for stretch in stretches]
+    if not found:
+        return np.empty(0, np.int64), np.empty(0, np.int64)
+    corpus, window = (np.concatenate(parts) for parts in zip(*found, strict=True))
+    return corpus[back], window[back]

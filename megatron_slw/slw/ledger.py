@@ -158,9 +158,7 @@ class Ledger:
         total = sum(cut.number * (self.full_length - cut.length) for cut in self._backlog)
         return Packed(tuple(self._backlog), total, 0, self.full_length, fresh=False)
 
-    def _append(
-        self, content: OneEach | Packed | Padding, rows: int, labels: int, samples: int, repeated: int
-    ) -> None:
+    def _append(self, content: OneEach | Packed | Padding, rows: int, labels: int, samples: int, repeated: int) -> None:
         self.segments.append(Segment(self.rows, content, self.labels, self.samples, self.repeated))
         self._first_rows.append(self.rows)
         self._labels.append(self.labels)

@@ -208,11 +208,7 @@ def _check(plan: Plan) -> None:
         if index == 0 and run.first_step != 0:
             raise ConfigError(f"plan.runs[0].first_step is {run.first_step}, but a plan begins with step 0")
         if run.first_step < least:
-            raise ConfigError(
-                f"plan.runs[{index}].first_step is {run.first_step}, but must be at least {least}"
-            )
+            raise ConfigError(f"plan.runs[{index}].first_step is {run.first_step}, but must be at least {least}")
         if run.first_step >= total_steps:
-            raise ConfigError(
-                f"plan.runs[{index}].first_step is {run.first_step}, but total_steps is {total_steps}"
-            )
+            raise ConfigError(f"plan.runs[{index}].first_step is {run.first_step}, but total_steps is {total_steps}")
         least = run.first_step + 1

@@ -156,7 +156,5 @@ def _discrete_lists(curriculum: CurriculumConfig) -> tuple[tuple[int, ...], tupl
             f"{len(difficulty or ())} and {len(max_step or ())}: the last length has no end"
         )
     if any(a >= b for a, b in zip(max_step, max_step[1:], strict=False)):
-        raise ConfigError(
-            f"schedule_config.max_step must grow with every entry, but is {list(max_step)}: sort it"
-        )
+        raise ConfigError(f"schedule_config.max_step must grow with every entry, but is {list(max_step)}: sort it")
     return difficulty, max_step
