@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_slw.config import deepspeed_keys, rules
-from megatron_slw.config.curriculum import LEGACY_KEY, NEW_KEY, take_curriculum
+from megatron_slw.config.curriculum import LEGACY_KEY, NEW_KEY, take_curricula
 from megatron_slw.config.errors import ConfigError, require_known, require_object, show, validate
 from megatron_slw.config.json_file import read_json
 from megatron_slw.config.overrides import OUR_KEY, SECTIONS, apply_overrides
@@ -71,7 +71,6 @@ def resolve(tree: dict[str, Any], world_size: int = 1) -> RunConfig:
     tree = {name: copy.deepcopy(value) for name, value in tree.items() if value is not None}
     deepspeed_keys.check_top_level(tree, also_valid=(OUR_KEY, LEGACY_KEY, NEW_KEY))
     sections = _sections(tree.pop(OUR_KEY, None))
-    curriculum = take_curriculum(tree)
     model, parallel = sections["model"], sections["parallel"]
     assert isinstance(model, ModelConfig) and isinstance(parallel, ParallelConfig), (
         "sections have their own classes"
@@ -83,13 +82,15 @@ def resolve(tree: dict[str, Any], world_size: int = 1) -> RunConfig:
     clipping = deepspeed_keys.read_gradient_clipping(tree)
     replicas = world_size // (parallel.tensor * parallel.pipeline)
     train, micro, accumulation = rules.resolve_batch(*deepspeed_keys.read_batch_keys(tree), replicas)
+    curricula = take_curricula(tree, model.seq_length, train)
     for name in ("gradient_clipping", *deepspeed_keys.BATCH_KEYS):
         tree.pop(name, None)
     config = RunConfig.model_validate(
         {
             **sections,
             "optimizer": optimizer,
-            "curriculum": curriculum,
+            "curriculum": curricula.lengths,
+            "batch_warmup": curricula.rows,
             "world_size": world_size,
             "train_batch_size": train,
             "micro_batch_size": micro,
@@ -121,6 +122,15 @@ def _sections(value: Any) -> dict[str, Section]:
 def to_json(config: RunConfig) -> dict[str, Any]:
     """`config` in plain JSON types; `RunConfig.model_validate` of it gives an equal configuration."""
     return config.model_dump(mode="json")
+
+
+def with_train_samples(config: RunConfig, samples_per_epoch: int) -> RunConfig:
+    """`config` with training.train_epochs as the samples these are."""
+    epochs = config.training.train_epochs
+    if epochs is None:
+        return config
+    changes = {"train_epochs": None, "train_samples": epochs * samples_per_epoch}
+    return config.model_copy(update={"training": config.training.model_copy(update=changes)})
 
 
 def with_vocab_size(config: RunConfig, vocab_size: int) -> RunConfig:

@@ -6,7 +6,7 @@ import copy
 from collections.abc import Sequence
 from typing import Any
 
-from megatron_slw.config.curriculum import LEGACY_KEY, NEW_FORM_PATH, SCHEDULE_KEYS
+from megatron_slw.config.curriculum import BATCH_MODE, LEGACY_KEY, NEW_FORM_PATH, SCHEDULE_KEYS
 from megatron_slw.config.errors import ConfigError, show, unknown_name
 from megatron_slw.config.json_file import parse_json
 
@@ -71,7 +71,7 @@ def _locate_curriculum(tree: dict[str, Any], parts: list[str]) -> list[str]:
             f"{path} is not a setting: write curriculum.<name>=value, like curriculum.min_difficulty=8."
         )
     name = parts[1]
-    block_names = ("enabled", "min_difficulty", "max_difficulty", "schedule_type")
+    block_names = ("enabled", "preset", "min_difficulty", "max_difficulty", "schedule_type")
     if name not in (*block_names, *SCHEDULE_KEYS):
         raise ConfigError(unknown_name("curriculum", name, (*block_names, *SCHEDULE_KEYS)))
     inside = [name] if name in block_names else ["schedule_config", name]
@@ -87,10 +87,14 @@ def _locate_curriculum(tree: dict[str, Any], parts: list[str]) -> list[str]:
     if name == "enabled":
         return [*NEW_FORM_PATH, name]
     metrics = block.get("curriculum_metrics")
-    if not isinstance(metrics, dict) or len(metrics) != 1:
-        count = len(metrics) if isinstance(metrics, dict) else 0
-        raise ConfigError(f"{path} cannot be set: curriculum_metrics must hold one metric, it holds {count}.")
-    return [*NEW_FORM_PATH, "curriculum_metrics", next(iter(metrics)), *inside]
+    metrics = list(metrics) if isinstance(metrics, dict) else []
+    if len(metrics) == 2 and BATCH_MODE in metrics:  # beside a batch-size warmup the lengths are meant
+        metrics.remove(BATCH_MODE)
+    if len(metrics) != 1:
+        raise ConfigError(
+            f"{path} cannot be set: curriculum_metrics must hold one metric, it holds {len(metrics)}."
+        )
+    return [*NEW_FORM_PATH, "curriculum_metrics", *metrics, *inside]
 
 
 def _set(tree: dict[str, Any], path: list[str], value: Any, name: str) -> None:

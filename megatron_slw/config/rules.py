@@ -131,14 +131,14 @@ def _half_precision_needs_zero(config: RunConfig) -> None:
 
 
 def _one_training_length(config: RunConfig) -> None:
-    tokens, steps = config.training.train_tokens, config.training.train_steps
-    if tokens is None and steps is None:
-        raise ConfigError("training.train_tokens or training.train_steps must be given.")
-    if tokens is not None and steps is not None:
-        raise ConfigError(
-            f"training.train_tokens {tokens} and training.train_steps {steps} are both given. Remove one of "
-            "them."
-        )
+    names = ("train_tokens", "train_steps", "train_samples", "train_epochs")
+    given = {f"training.{name}": getattr(config.training, name) for name in names}
+    given = {name: value for name, value in given.items() if value is not None}
+    if not given:
+        raise ConfigError(f"{listing(f'training.{name}' for name in names)} must be given.")
+    if len(given) > 1:
+        found = listing((f"{name} {value}" for name, value in given.items()), "and")
+        raise ConfigError(f"{found} are {'both' if len(given) == 2 else 'all'} given. Keep one of them.")
 
 
 def _learning_rate(config: RunConfig) -> None:

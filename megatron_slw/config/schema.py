@@ -19,6 +19,7 @@ NonNegativeInt = Annotated[int, Field(ge=0, strict=True)]
 Probability = Annotated[float, Field(ge=0.0, lt=1.0, strict=True)]
 NonNegativeFloat = Annotated[float, Field(ge=0.0, allow_inf_nan=False, strict=True)]
 PositiveFloat = Annotated[float, Field(gt=0.0, allow_inf_nan=False, strict=True)]
+AtLeastTwo = Annotated[int, Field(ge=2, strict=True)]
 Fraction01 = Annotated[float, Field(gt=0.0, le=1.0, strict=True)]
 Switch = Annotated[bool, Field(strict=True)]  # pydantic would take "no" and 0 for a bool
 Text = Annotated[str, Field(min_length=1)]
@@ -224,7 +225,7 @@ class CurriculumConfig(Section):
     duration: Fraction01 | None = None
     """The warmup's share of the run's steps."""
     difficulty_step: PositiveInt | None = None
-    max_distinct_lengths: Annotated[int, Field(ge=2, strict=True)] | None = None
+    max_distinct_lengths: AtLeastTwo | None = None
     """Coarsens difficulty_step until there are no more lengths than this."""
     root_degree: PositiveInt | None = None
     difficulty: tuple[PositiveInt, ...] | None = None
@@ -235,7 +236,7 @@ class CurriculumConfig(Section):
     max_fraction: tuple[Fraction01, ...] | None = None
     """The share of the run's steps at the end of each stage."""
     function: Text | None = None
-    """module:function, called as function(t, min_difficulty, max_difficulty) with the step t from 1 on."""
+    """Import path module:function, called as function(t, min_difficulty, max_difficulty) with the step t from 1 on."""
     patience: PositiveInt | None = None
     """Steps without a lower smoothed loss after which a loss_adaptive schedule lengthens."""
     min_improvement: Probability = 0.0

@@ -9,14 +9,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from megatron_slw.config.curriculum_rules import warnings
 from megatron_slw.config.errors import ConfigError
-from megatron_slw.config.load import load_config, to_json, with_vocab_size
+from megatron_slw.config.load import load_config, to_json, with_train_samples, with_vocab_size
 from megatron_slw.config.schema import RunConfig
+from megatron_slw.data.blend import open_samples
 from megatron_slw.data.indexed import IndexedDataset
 from megatron_slw.data.vocabulary import resolve_vocab_size
 from megatron_slw.slw.batching import MicroBatching, micro_batching
-from megatron_slw.slw.compile import compile_plan
+from megatron_slw.slw.compile import compile_plan, plan_of
 from megatron_slw.slw.plan import Plan
+from megatron_slw.slw.resolve import resolve_schedules
 from megatron_slw.train import estimate
 from megatron_slw.train.units import count_text
 
@@ -34,6 +37,9 @@ def main(path: str, overrides: Sequence[str], world_size: int, as_json: bool) ->
         if config.model.vocab_size is None:
             dataset = IndexedDataset(config.data.corpora[0].prefix)
             config = with_vocab_size(config, resolve_vocab_size(dataset, None))
+        if config.training.train_epochs is not None:
+            samples = open_samples(config.data, config.model.seq_length, "train")
+            config = with_train_samples(config, len(samples))
         report = dry_run(config, compile_plan(config), name=Path(path).name)
     except ConfigError as error:
         print(error, file=sys.stderr)
@@ -46,7 +52,7 @@ def dry_run(config: RunConfig, plan: Plan, name: str = "run", device: str = "cud
     """Everything `--dry-run` says, as one JSON object.
 
     Args:
-        config: with model.vocab_size filled in.
+        config: with model.vocab_size filled in, and training.train_samples in place of train_epochs.
         plan: `compile_plan(config)`.
         name: what to call the run, such as its file's name.
         device: "cuda" or "cpu", on which activations are kept differently.
@@ -57,10 +63,11 @@ def dry_run(config: RunConfig, plan: Plan, name: str = "run", device: str = "cud
         less than the sum where the gradients grow while activations go.
     """
     lengths = [run.seq_len for run in plan.runs]
-    batchings = {length: micro_batching(config, length) for length in sorted(set(lengths))}
-    memories = [estimate.memory(_merged(config, batching), n, device) for n, batching in batchings.items()]
+    shapes = sorted({(run.seq_len, run.rows) for run in plan.runs})
+    batchings = [(length, micro_batching(config, length, rows)) for length, rows in shapes]
+    memories = [estimate.memory(_merged(config, batching), n, device) for n, batching in batchings]
     longest, fullest = memories[-1], max(memories, key=lambda memory: memory.total)
-    merged = _merged(config, batchings[min(lengths)])
+    merged = _merged(config, batchings[0][1])
     shortest = estimate.stage_memory(merged, longest.stage, min(lengths), device)
     flops = estimate.plan_flops(config.model, plan)
     peak_tflops = config.logging.peak_tflops or ASSUMED_PEAK_TFLOPS
@@ -68,7 +75,7 @@ def dry_run(config: RunConfig, plan: Plan, name: str = "run", device: str = "cud
     return {
         "name": name,
         "configuration": to_json(config),
-        "layout": _layout(config, [(n, batchings[n]) for n in (min(lengths), max(lengths))]),
+        "layout": _layout(config, [batchings[0], batchings[-1]]),
         "parameters": estimate.parameters(config.model),
         "parameters_per_rank": max(estimate.stage_parameters(config)),
         "memory_gib_per_rank": {
@@ -84,14 +91,26 @@ def dry_run(config: RunConfig, plan: Plan, name: str = "run", device: str = "cud
         "steps": plan.total_steps,
         "tokens_trained": plan.tokens_trained,
         "tokens_discarded": plan.tokens_discarded,
+        "tokens_repeated": plan.tokens_repeated,
+        "samples": plan.progress_at(plan.total_steps).samples,
+        "smallest_batch": min(run.rows for run in plan.runs),
         "shortest_length": min(lengths),
         "longest_length": max(lengths),
         "distinct_lengths": len(set(lengths)),
         "full_length_from_step": plan.runs[-1].first_step + 1 if lengths[-1] == plan.full_length else None,
         "plan": plan.to_json(),
+        "schedule": _resolved(config),
+        "warnings": warnings(config),
         "flops": flops,
         "hours": {"at_mfu": ASSUMED_MFU, "peak_tflops": peak_tflops, "hours": flops / per_second / 3600},
     }
+
+
+def _resolved(config: RunConfig) -> dict[str, Any]:
+    """The schedules with their durations in steps."""
+    resolved = resolve_schedules(config, plan_of)
+    both = {"curriculum": resolved.curriculum, "batch_warmup": resolved.batch_warmup}
+    return {name: schedule and schedule.model_dump(mode="json") for name, schedule in both.items()}
 
 
 def _layout(config: RunConfig, batchings: list[tuple[int, MicroBatching]]) -> dict[str, Any]:
@@ -104,9 +123,7 @@ def _layout(config: RunConfig, batchings: list[tuple[int, MicroBatching]]) -> di
         "sequence_parallel": config.parallel.sequence_parallel,
         "zero_stage": config.zero_stage,
         "precision": config.precision,
-        "layers_per_stage": list(
-            estimate.layers_per_stage(config.model.num_layers, config.parallel.pipeline)
-        ),
+        "layers_per_stage": list(estimate.layers_per_stage(config.model.num_layers, config.parallel.pipeline)),
         "micro_batches": [
             {"seq_len": length, "rows": batching.rows, "count": batching.parts} for length, batching in batchings
         ],
@@ -115,9 +132,7 @@ def _layout(config: RunConfig, batchings: list[tuple[int, MicroBatching]]) -> di
 
 def _merged(config: RunConfig, batching: MicroBatching) -> RunConfig:
     """`config` as a step of this many micro-batches runs it."""
-    return config.model_copy(
-        update={"micro_batch_size": batching.rows, "gradient_accumulation_steps": batching.parts}
-    )
+    return config.model_copy(update={"micro_batch_size": batching.rows, "gradient_accumulation_steps": batching.parts})
 
 
 def render(report: dict[str, Any]) -> str:
@@ -161,9 +176,7 @@ def _padded(report: dict[str, Any]) -> int:
 def _memory_lines(report: dict[str, Any]) -> list[str]:
     memory = report["memory_gib_per_rank"]
     short, long = report["shortest_length"], report["longest_length"]
-    state = "  ".join(
-        f"{name} {memory[name]:.2f}" for name in ("weights", "gradients", "optimizer", "buffers")
-    )
+    state = "  ".join(f"{name} {memory[name]:.2f}" for name in ("weights", "gradients", "optimizer", "buffers"))
     activations = f"activations {memory['activations_longest']:.2f} (length {long:,})"
     if short < long:
         activations += f", {memory['activations_shortest']:.2f} (length {short:,})"
@@ -173,28 +186,44 @@ def _memory_lines(report: dict[str, Any]) -> list[str]:
 
 
 def _plan_lines(report: dict[str, Any]) -> list[str]:
-    curriculum, from_step = report["configuration"]["curriculum"], report["full_length_from_step"]
-    if curriculum is None:
-        schedule = f"{report['longest_length']:,} throughout"
-    elif curriculum["schedule_type"] == "fixed_discrete":
-        shown = [f"{length:,} from step {first + 1:,}" for first, length, _ in report["plan"]["runs"][:4]]
-        shown += ["..."] if len(report["plan"]["runs"]) > 4 else []
-        schedule = ", ".join(shown)
-    else:
-        kind = "" if curriculum["schedule_type"] == "fixed_linear" else f" (root {curriculum['root_degree']})"
-        schedule = (
-            f"{curriculum['min_difficulty']:,} -> {curriculum['max_difficulty']:,} by "
-            f"{curriculum['difficulty_step']}{kind} over {curriculum['total_curriculum_step']:,} steps"
-        )
-    lengths = report["distinct_lengths"]
+    curriculum, warmup = report["schedule"]["curriculum"], report["schedule"]["batch_warmup"]
+    from_step, lengths = report["full_length_from_step"], report["distinct_lengths"]
+    schedule = f"{report['longest_length']:,} throughout"
     if curriculum is not None:
-        schedule += f" ({lengths} length{'s' if lengths > 1 else ''})"
-        reached = f"full length from step {from_step:,}" if from_step else "full length never reached"
-        schedule += f"   {reached}"
+        schedule = f"{_schedule_text(curriculum, report, 1)} ({lengths} length{'s' if lengths > 1 else ''})"
+        schedule += f"   full length from step {from_step:,}" if from_step else "   full length never reached"
+    lines = [_line("length plan", schedule)]
+    if warmup is not None:
+        lines.append(_line("batch plan", f"{_schedule_text(warmup, report, 2)} rows"))
     totals = f"steps {report['steps']:,}   tokens trained {count_text(report['tokens_trained'])}"
     if curriculum is not None:
-        totals += f"   cut off {count_text(report['tokens_discarded'])} (mode {curriculum['mode']})"
-    return [_line("length plan", schedule), _line("", totals)]
+        totals += f"   cut off {count_text(report['tokens_discarded'])}"
+        repeated = report["tokens_repeated"]
+        totals += f"   trained twice {count_text(repeated)}" if repeated else ""
+        totals += f" (mode {curriculum['mode']})"
+    lines.append(_line("", totals))
+    return lines + [_line("warning" if not number else "", text) for number, text in enumerate(report["warnings"])]
+
+
+def _schedule_text(schedule: dict[str, Any], report: dict[str, Any], column: int) -> str:
+    """How lengths (column 1 of the plan's runs) or rows (column 2) go."""
+    kind, low, high = (schedule[name] for name in ("schedule_type", "min_difficulty", "max_difficulty"))
+    if kind == "fixed_discrete":
+        runs = report["plan"]["runs"]
+        changes = [
+            run for last, run in zip([None, *runs], runs, strict=False) if not last or last[column] != run[column]
+        ]
+        shown = [f"{run[column]:,} from step {run[0] + 1:,}" for run in changes[:4]]
+        return ", ".join(shown + ["..."] * (len(changes) > 4))
+    if kind == "custom":
+        return f"by {schedule['function']}, in [{low:,}, {high:,}]"
+    if kind == "loss_adaptive":
+        return (
+            f"{low:,} -> {high:,} by {schedule['difficulty_step']} after {schedule['patience']} steps without progress"
+        )
+    extra = {"fixed_root": f" (root {schedule['root_degree']})", "mixed": " (scattered)"}.get(kind, "")
+    steps = schedule["total_curriculum_step"]
+    return f"{low:,} -> {high:,} by {schedule['difficulty_step']}{extra} over {steps:,} steps"
 
 
 def _micro_batch_text(report: dict[str, Any]) -> str:

@@ -24,7 +24,7 @@ class MicroBatching(NamedTuple):
     """Micro-batches of the step."""
 
 
-def micro_batching(config: RunConfig, seq_len: int) -> MicroBatching:
+def micro_batching(config: RunConfig, seq_len: int, step_rows: int | None = None) -> MicroBatching:
     """Merge as many accumulation micro-batches as help, and the token budget allows.
 
     A step of m micro-batches on p pipeline stages takes m + p - 1 times the cost of one (1F1B, arXiv 2104.04473,
@@ -33,10 +33,14 @@ def micro_batching(config: RunConfig, seq_len: int) -> MicroBatching:
     micro-batches. Without pipelining that is as few micro-batches as the budget allows.
 
     Args:
-        config: `training.micro_batch_tokens` is the budget; never fewer rows than the configured micro-batch.
+        config: `training.micro_batch_tokens` is the budget; never fewer rows than the configured micro-batch, but
+            where a batch-size warmup has steps that it does not divide.
         seq_len: of the step.
+        step_rows: its rows over all replicas; None is train_batch_size.
     """
-    rows, steps, stages = config.micro_batch_size, config.gradient_accumulation_steps, config.parallel.pipeline
+    replica = (step_rows or config.train_batch_size) // config.data_parallel_size
+    rows = max(n for n in range(1, min(config.micro_batch_size, replica) + 1) if replica % n == 0)
+    steps, stages = replica // rows, config.parallel.pipeline
     budget = micro_batch_tokens(config)
     merges = [1, *(n for n in range(2, steps + 1) if steps % n == 0 and n * rows * seq_len <= budget)]
 

@@ -127,9 +127,9 @@ class Engine:
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
         labels = step.tokens if blocks.loss_mask_BT is None else self._count_labels(blocks.loss_mask_BT)
-        batching = micro_batching(self.config, step.seq_len)
+        batching = micro_batching(self.config, step.seq_len, step.rows)
         micros = list(self._micro_batches(blocks, batching.rows, labels))
-        self._set_shapes(step.seq_len, batching)
+        self._set_shapes(step.seq_len, step.rows, batching)
         self.ds.micro_steps = 0  # the plain engine finds the last micro-batch by counting through the whole run
         if self.groups.pp_size > 1:
             loss = float(self.ds.train_batch(iter(micros)))
@@ -215,15 +215,15 @@ class Engine:
         place = f"{step}/{self.groups.dp_rank}/{self.groups.pp_rank}"
         torch.manual_seed(name_seed(self.config.training.seed, place))
 
-    def _set_shapes(self, seq_len: int, batching: MicroBatching) -> None:
+    def _set_shapes(self, seq_len: int, rows: int, batching: MicroBatching) -> None:
         """Tell DeepSpeed of another number of micro-batches, and make the pipeline forget its buffers' shape.
 
-        Without that a longer *or* shorter step aborts the ranks. The global batch size never changes here.
+        Without that a longer *or* shorter step aborts the ranks.
         """
         if (seq_len, batching) == self._shape:
             return
         self.ds.set_train_micro_batch_size(batching.rows)
-        self.ds.set_train_batch_size(self.config.train_batch_size)
+        self.ds.set_train_batch_size(rows)
         if self.groups.pp_size > 1:
             self.ds.micro_batch_size = batching.rows
             self.ds.reset_activation_shape()

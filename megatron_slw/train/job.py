@@ -17,7 +17,7 @@ from megatron_slw.checkpoint.load import Checkpoint
 from megatron_slw.checkpoint.resume import check_plan, load_optimizer_state, verify_together
 from megatron_slw.checkpoint.save import SaveError
 from megatron_slw.config.errors import ConfigError
-from megatron_slw.config.load import load_config, to_json, with_vocab_size
+from megatron_slw.config.load import load_config, to_json, with_train_samples, with_vocab_size
 from megatron_slw.config.schema import RunConfig
 from megatron_slw.data.blend import BlendedWindows, open_samples, parts_of
 from megatron_slw.data.fingerprint import difference, fingerprint
@@ -73,6 +73,7 @@ def build_job(config: RunConfig, groups: Groups) -> Job:
     """
     train_windows, valid_windows = open_data(config)
     config = with_vocab_size(config, _vocab_size(config, train_windows, valid_windows))
+    config = with_train_samples(config, len(train_windows))
     plan = compile_plan(config)
     directory = checkpoint_directory(config)
     if groups.rank == 0:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_slw.checkpoint.save import save_checkpoint
+from megatron_slw.config.curriculum_rules import warnings
 from megatron_slw.config.schema import RunConfig
 from megatron_slw.data.loader import TrainLoader, ValidLoader
 from megatron_slw.progress import Progress
@@ -91,6 +92,8 @@ def train(job: Job) -> Progress:
     config, plan, progress, stability = job.config, job.plan, job.start, job.stability
     with _Output(job) as output, StopRequest(job.engine.groups) as stop:
         output.note(_greeting(job))
+        for warning in warnings(config):
+            output.note(f"warning: {warning}")
         for step in _steps(plan, progress.step):
             stability = _train_one(job, step, stability, output)
             progress = step.after

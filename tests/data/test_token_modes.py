@@ -31,7 +31,8 @@ def two_corpora(folder: Path) -> BlendedWindows:
     """10 and 20 windows, one to two; the second corpus counts on where the first ends."""
     first = counting_dataset(folder / "a", [10 * N + 1])
     second = counting_dataset(folder / "b", [5, 20 * N + 1 - 5])
-    parts = (Windows(first, "a", first.tokens, N), Windows(second, "b", np.asarray(second.tokens).astype(np.int32) + 1000, N))
+    shifted = np.asarray(second.tokens).astype(np.int32) + 1000
+    parts = (Windows(first, "a", first.tokens, N), Windows(second, "b", shifted, N))
     return BlendedWindows(parts, Blend([Fraction(1), Fraction(2)]))
 
 
