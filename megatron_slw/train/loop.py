@@ -177,5 +177,5 @@ def _metrics(
         variance_sqrt_l1=variance.l1 if variance else None,
         variance_sqrt_abs_max=variance.abs_max if variance else None,
         flops=plan_flops(job.config.model, job.plan, step.after.step),
-        tokens_discarded=step.after.samples * job.plan.full_length - step.after.tokens,
+        tokens_discarded=job.plan.tokens_untrained_at(step.after.step),
     )

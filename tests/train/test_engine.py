@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from megatron_slw.slw.plan import compile_plan
+from megatron_slw.slw.compile import compile_plan
 from megatron_slw.testing import WorkerPool, single_process, tiny_config
 from tests.parity.runs import SyntheticBlocks
 from tests.train import engine_jobs
