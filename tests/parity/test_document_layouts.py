@@ -18,7 +18,7 @@ DOCUMENTS: dict[str, dict[str, Any]] = {
     "zero3-recompute": {"world_size": 2, "zero_stage": 3, "training__activation_checkpointing": True} | BOTH,
     "sp-positions": LAYOUTS["sp"] | {"data__reset_position_ids": True},
     "pp2-positions": LAYOUTS["pp2"] | {"data__reset_position_ids": True},
-    "tp2-pp2-mask": LAYOUTS["tp2-pp2"] | {"data__reset_attention_mask": True},
+    "pp2-mask": LAYOUTS["pp2"] | {"data__reset_attention_mask": True},
 }
 
 
