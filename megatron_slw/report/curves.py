@@ -18,12 +18,11 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 from numpy.typing import NDArray
 
 from megatron_slw.config.errors import ConfigError
+from megatron_slw.report.smoothing import Floats, smooth
 from megatron_slw.train.metrics import FILE_NAME, Record, read_metrics
 from megatron_slw.train.units import count_text
 
-Floats = NDArray[np.float64]
 MAX_POINTS = 2000  # more than a picture has columns of pixels
-SMOOTHED_FRACTION = 0.02
 FEW_STEPS = 50
 """Up to here single steps are dots: a line through one of them is not seen."""
 INK, GREY = "#1a1a1a", "#b4b4b4"
@@ -83,7 +82,7 @@ def finding(steps: Sequence[Record], evaluations: Sequence[Record]) -> str:
         (record["val_loss"], record["step"]) for record in evaluations if record["val_loss"] is not None
     ]
     if not losses:
-        tail = _smooth(_column(steps, "loss"))
+        tail = smooth(_column(steps, "loss"))
         return f"Training loss {tail[-1]:.3f} {cost} (no validation)"
     final, best = losses[-1], min(losses)
     if final[1] != last["step"]:
@@ -100,7 +99,7 @@ def _draw_loss(
     dots = "." if len(loss) <= FEW_STEPS else ""
     single = "training, single steps"
     axis.plot(position[chosen], loss[chosen], color=GREY, linewidth=0.7, marker=dots, label=single)
-    axis.plot(position[chosen], _smooth(loss)[chosen], color=INK, linewidth=1.6, label="training, smoothed")
+    axis.plot(position[chosen], smooth(loss)[chosen], color=INK, linewidth=1.6, label="training, smoothed")
     if evaluations:
         axis.plot(
             _column(evaluations, clock),
@@ -156,20 +155,3 @@ def _column(records: Sequence[Record], name: str) -> Floats:
 def _thinned(count: int) -> NDArray[np.int64]:
     """Indices of at most MAX_POINTS records, evenly spaced, with the first and the last."""
     return np.unique(np.linspace(0, count - 1, min(count, MAX_POINTS)).astype(np.int64))
-
-
-def _smooth(values: Floats) -> Floats:
-    """Centred moving average over SMOOTHED_FRACTION of the run, skipping nan.
-
-    It is narrower near the start, which would be flattened otherwise, and one-sided at the end, where a
-    narrow one would show the noise of the last step as the result.
-    """
-    count = len(values)
-    index = np.arange(count)
-    half = np.minimum(index, int(SMOOTHED_FRACTION * count / 2))
-    known = np.isfinite(values)
-    sums = np.concatenate(([0.0], np.cumsum(np.where(known, values, 0.0))))
-    counts = np.concatenate(([0], np.cumsum(known)))
-    low, high = index - half, np.minimum(index + half + 1, count)
-    inside = counts[high] - counts[low]
-    return np.where(inside > 0, (sums[high] - sums[low]) / np.maximum(inside, 1), np.nan)

@@ -1,0 +1,244 @@
+"""Reading a run directory for a comparison: metrics.jsonl in one pass, and what the evaluations found."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from megatron_slw.config.errors import ConfigError, show
+from megatron_slw.config.json_file import read_json
+from megatron_slw.report.buckets import Buckets, Reduced
+from megatron_slw.report.comparison import Correlation, Pearson
+from megatron_slw.report.smoothing import Floats
+from megatron_slw.train.metrics import FILE_NAME, Record, stream_metrics
+
+CLOCKS = ("step", "tokens", "flops", "time")
+MEASURES = ("loss", "seq_len", "grad_norm", "loss_ratio", "variance_sqrt_l1", "variance_sqrt_abs_max")
+CORRELATED = ("variance_sqrt_l1", "variance_sqrt_abs_max")
+"""With loss_ratio."""
+SPIKE = 1.2
+"""The loss ratio above which a step counts as a spike (arXiv 2108.06084)."""
+MAX_MARKS = 20
+"""Of a run that are drawn; one that was resumed more often is counted, not drawn, from there on."""
+LARGEST = 1e100
+"""No number of a run comes near it, and its square still is one."""
+_COUNTS = ("step", "documents", "bytes", "tokens")
+"""Numbers of an evaluation that are no scores."""
+_MAX_SCORES = 40
+_NOT_SCORES = ("step", "tokens", "flops", "val_loss", "resumed")
+
+Position = tuple[float, float, float, float]
+"""On the CLOCKS: steps, tokens, FLOPs, seconds; nan on one that is not known."""
+
+
+@dataclass(frozen=True)
+class Mark:
+    """Something that happened to the run between two steps."""
+
+    position: Position
+    text: str
+    """resumed, or: grown from NAME."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run as the page shows it."""
+
+    name: str
+    reduced: Reduced
+    """Columns: CLOCKS, then MEASURES."""
+    end: Position
+    evaluations: tuple[tuple[Position, float], ...]
+    """Position and loss of each evaluation whose loss was finite."""
+    marks: tuple[Mark, ...]
+    resumes: int
+    discarded: float | None
+    """Tokens that were read but cut off."""
+    spikes: int | None
+    """Steps with a loss ratio above SPIKE; None where no ratio was recorded."""
+    spike_score: float | None
+    correlations: Mapping[str, Pearson | None]
+    """Of loss_ratio with each of CORRELATED."""
+    scores: Mapping[str, float]
+
+    def clock(self, name: str) -> Floats | None:
+        """Where each interval ends, shape (intervals,); None where not every step has it."""
+        column = CLOCKS.index(name)
+        if self.reduced.count[:, column].sum() < self.reduced.count[:, 0].sum():
+            return None
+        return self.reduced.high[:, column]
+
+    def has(self, measure: str) -> bool:
+        """Whether any step has a value of it."""
+        return bool(self.reduced.count[:, _column(measure)].any())
+
+    def low(self, measure: str) -> Floats:
+        """The least value of each interval."""
+        return self.reduced.low[:, _column(measure)]
+
+    def high(self, measure: str) -> Floats:
+        """The greatest value of each interval."""
+        return self.reduced.high[:, _column(measure)]
+
+    def mean(self, measure: str) -> Floats:
+        """The mean of each interval."""
+        return self.reduced.mean[:, _column(measure)]
+
+    def counts(self, measure: str) -> Floats:
+        """The number of values in each interval."""
+        return self.reduced.count[:, _column(measure)]
+
+
+def read_run(name: str, folder: str | Path) -> Run:
+    """Read the run in the directory `folder`, in one pass over its metrics.jsonl.
+
+    Evaluation results are the *.json of its folder `evaluation`, one object each, as tools/evaluate.py --json
+    prints it: its numbers are scores, named after the file. A number in an object one level down is a score of
+    that object's name.
+
+    Raises:
+        ConfigError: a file is missing or damaged, or there is no step yet.
+    """
+    path = Path(folder) / FILE_NAME
+    reader = _Reader()
+    try:
+        for number, record in stream_metrics(path):
+            try:
+                reader.take(record)
+            except ConfigError as error:
+                raise ConfigError(f"{path}: line {number}: {error}") from None
+    except FileNotFoundError:
+        raise ConfigError(f"{path} does not exist: give the run directory, as in logging.directory") from None
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error.strerror}") from None
+    if not reader.buckets.rows:
+        raise ConfigError(f"{path} has no step yet: draw it once the run has trained one")
+    return reader.run(name, _read_scores(Path(folder) / "evaluation"))
+
+
+class _Reader:
+    """What one pass over the records gathers."""
+
+    def __init__(self) -> None:
+        self.buckets = Buckets(len(CLOCKS) + len(MEASURES))
+        self._now: Position = (0.0, 0.0, 0.0, 0.0)
+        self._evaluations: list[tuple[Position, float]] = []
+        self._marks: list[Mark] = []
+        self._resumes = 0
+        self._ratios = self._spikes = 0
+        self._last: dict[str, float | None] = {"tokens_discarded": None, "spike_score": None}
+        self._correlations = {name: Correlation() for name in CORRELATED}
+        self._task_scores: dict[str, float] = {}
+
+    def take(self, record: Record) -> None:
+        """Take the next record of the file."""
+        evaluated = "val_loss" in record
+        seconds = 0.0 if evaluated else number_in(record, "step_time_s")
+        tokens, flops = number_in(record, "tokens"), number_in(record, "flops")
+        flops = self._now[2] if evaluated and math.isnan(flops) else flops
+        now = (number_in(record, "step"), tokens, flops, self._now[3] + seconds)
+        for clock, before, after in zip(CLOCKS[:3], self._now, now, strict=False):
+            if after < before or (clock == "step" and after == before and not evaluated):
+                raise ConfigError(f"{clock} is {after:,.0f} after {before:,.0f}: is this the file of two runs?")
+        if evaluated:
+            self._evaluate(record, now)
+        else:
+            self._step(record, now)
+            self._now = now
+
+    def _evaluate(self, record: Record, now: Position) -> None:
+        loss = number_in(record, "val_loss")
+        if math.isfinite(loss):
+            self._evaluations.append((now, loss))
+        tasks = {name: value for name, value in record.items() if name not in _NOT_SCORES}
+        self._task_scores = _scores(tasks) or self._task_scores
+
+    def _step(self, record: Record, now: Position) -> None:
+        values = {name: number_in(record, name) for name in MEASURES}
+        self.buckets.add((*now, *values.values()))
+        ratio = values["loss_ratio"]
+        if math.isfinite(ratio):
+            self._ratios += 1
+            self._spikes += ratio > SPIKE
+        for name, correlation in self._correlations.items():
+            correlation.add(ratio, values[name])
+        for name in self._last:
+            value = number_in(record, name)
+            if math.isfinite(value):
+                self._last[name] = value
+        if record.get("resumed") is True:
+            self._resumes += 1
+            self._mark("resumed")
+        if "grown_from" in record:
+            self._mark(f"grown from {str(record['grown_from'])[:80]}")
+
+    def _mark(self, text: str) -> None:
+        """Between the step before and this one."""
+        if len(self._marks) < MAX_MARKS:
+            self._marks.append(Mark(self._now, text))
+
+    def run(self, name: str, scores: Mapping[str, float]) -> Run:
+        """Everything gathered."""
+        return Run(
+            name=name,
+            reduced=self.buckets.reduced(),
+            end=self._now,
+            evaluations=tuple(self._evaluations),
+            marks=tuple(self._marks),
+            resumes=self._resumes,
+            discarded=self._last["tokens_discarded"],
+            spikes=self._spikes if self._ratios else None,
+            spike_score=self._last["spike_score"],
+            correlations={name: c.result() for name, c in self._correlations.items()},
+            scores={**self._task_scores, **scores},
+        )
+
+
+def number_in(record: Mapping[str, Any], name: str) -> float:
+    """The number of that name; nan where it is missing, null or not finite.
+
+    Raises:
+        ConfigError: it is something else.
+    """
+    value = record.get(name)
+    if value is None:
+        return math.nan
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ConfigError(f"{name} must be a number, not {show(value)}")
+    if isinstance(value, float) and not math.isfinite(value):
+        return math.nan
+    if not -LARGEST < value < LARGEST:
+        raise ConfigError(f"{name} is too large a number")
+    return float(value)
+
+
+def _column(measure: str) -> int:
+    return len(CLOCKS) + MEASURES.index(measure)
+
+
+def _read_scores(folder: Path) -> dict[str, float]:
+    """The scores in the files of `folder`, by file name; none where there is no such folder."""
+    found: dict[str, float] = {}
+    for path in sorted(folder.glob("*.json")):
+        try:
+            content = read_json(path)
+        except ConfigError as error:
+            raise ConfigError(f"{path}: {error}") from None
+        found |= {f"{path.stem} {name}": value for name, value in _scores(content).items()}
+    if len(found) > _MAX_SCORES:
+        raise ConfigError(f"{folder} has {len(found)} scores, at most {_MAX_SCORES} are shown: take files out")
+    return found
+
+
+def _scores(content: Mapping[str, Any]) -> dict[str, float]:
+    """The numbers of an object and of the objects in it, but for counts."""
+    found: dict[str, float] = {}
+    for name, value in content.items():
+        inner = value if isinstance(value, Mapping) else {name: value}
+        for key, number in inner.items():
+            if isinstance(number, int | float) and not isinstance(number, bool) and key not in _COUNTS:
+                found[name if inner is not value else f"{name} {key}"] = float(number)
+    return found
