@@ -15,9 +15,10 @@ from megatron_slw.report.chart_axes import Axes, Panel, cut_off, frame_of, make_
 from megatron_slw.report.chart_svg import LETTERS, draw
 from megatron_slw.report.finding import finding
 from megatron_slw.report.page_assets import SCRIPT, SIGNS, style
-from megatron_slw.report.series import MAX_MARKS, SPIKE, Run
+from megatron_slw.report.series import MAX_MARKS, Run
 from megatron_slw.report.smoothing import Floats
 from megatron_slw.report.table import Comparison, Row, rows, score_rows
+from megatron_slw.slw.stability import RATIO_LIMIT
 
 _NOTHING_ELSE = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
 _CLOCK_NAMES = {"step": "steps", "tokens": "tokens", "flops": "FLOPs", "time": "time"}
@@ -84,10 +85,11 @@ def panels(comparison: Comparison) -> list[Panel]:
     """The charts, of everything that any run recorded."""
     target = comparison.target
     goal = None if target is None else (target, f"target {target:.3f}")
+    limit = (RATIO_LIMIT, f"{RATIO_LIMIT:g}")
     every = [
         Panel("loss", "Loss", "nats per token", 280, "smooth", wide=True, names=True, line=goal, ticks=False),
         Panel("seq_len", "Sequence length", "tokens", 64, "stairs", wide=True),
-        Panel("loss_ratio", "Loss ratio", "loss / lowest loss before", 170, "steps", line=(SPIKE, f"{SPIKE:g}")),
+        Panel("loss_ratio", "Loss ratio", "loss / lowest loss before", 170, "steps", line=limit),
         Panel("grad_norm", "Gradient norm", "before clipping", 170, "smooth"),
         Panel("variance_sqrt_l1", "Variance norm", "L1 norm of the root of Adam’s second moment", 170, "steps"),
         Panel("variance_sqrt_abs_max", "Variance max", "largest element of that root", 170, "steps"),

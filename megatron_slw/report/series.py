@@ -13,14 +13,13 @@ from megatron_slw.config.json_file import read_json
 from megatron_slw.report.buckets import Buckets, Reduced
 from megatron_slw.report.comparison import Correlation, Pearson
 from megatron_slw.report.smoothing import Floats
+from megatron_slw.slw.stability import RATIO_LIMIT
 from megatron_slw.train.metrics import FILE_NAME, Record, stream_metrics
 
 CLOCKS = ("step", "tokens", "flops", "time")
 MEASURES = ("loss", "seq_len", "grad_norm", "loss_ratio", "variance_sqrt_l1", "variance_sqrt_abs_max")
 CORRELATED = ("variance_sqrt_l1", "variance_sqrt_abs_max")
 """With loss_ratio."""
-SPIKE = 1.2
-"""The loss ratio above which a step counts as a spike (arXiv 2108.06084)."""
 MAX_MARKS = 20
 """Of a run that are drawn; one that was resumed more often is counted, not drawn, from there on."""
 LARGEST = 1e100
@@ -58,7 +57,7 @@ class Run:
     discarded: float | None
     """Tokens that were read but cut off."""
     spikes: int | None
-    """Steps with a loss ratio above SPIKE; None where no ratio was recorded."""
+    """Steps with a loss ratio above RATIO_LIMIT; None where no ratio was recorded."""
     spike_score: float | None
     correlations: Mapping[str, Pearson | None]
     """Of loss_ratio with each of CORRELATED."""
@@ -162,7 +161,7 @@ class _Reader:
         ratio = values["loss_ratio"]
         if math.isfinite(ratio):
             self._ratios += 1
-            self._spikes += ratio > SPIKE
+            self._spikes += ratio > RATIO_LIMIT
         for name, correlation in self._correlations.items():
             correlation.add(ratio, values[name])
         for name in self._last:

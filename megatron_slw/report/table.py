@@ -11,6 +11,7 @@ from typing import Any
 from megatron_slw.config.errors import ConfigError
 from megatron_slw.report.comparison import Pearson, Reached, reach
 from megatron_slw.report.series import CLOCKS, Run
+from megatron_slw.slw.stability import RATIO_LIMIT
 from megatron_slw.train.units import count_text
 
 UNKNOWN = "–"
@@ -109,7 +110,8 @@ def rows(comparison: Comparison) -> list[Row]:
         for i, clock in enumerate(CLOCKS):
             cells = [_reached_text(clock, r, i, first, run) for run, r in zip(runs, comparison.reached, strict=True)]
             result.append(Row(f"{_CLOCK_NAMES[clock]} to loss {comparison.target:.3f}", tuple(cells)))
-    result.append(_row("steps with loss ratio above 1.2", runs, lambda run: _text(run.spikes, "{:,}".format)))
+    label = f"steps with loss ratio above {RATIO_LIMIT:g}"
+    result.append(_row(label, runs, lambda run: _text(run.spikes, "{:,}".format)))
     result.append(_row("largest loss ratio", runs, lambda run: _text(max_ratio(run), "{:.3f}".format)))
     result.append(_row("spike score", runs, lambda run: _text(run.spike_score, "{:.4f}".format)))
     for name, text in (("variance_sqrt_l1", "variance norm"), ("variance_sqrt_abs_max", "variance max")):
