@@ -19,13 +19,14 @@ from torch import Tensor
 from megatron_slw.checkpoint import format as layout
 from megatron_slw.config.errors import ConfigError
 from megatron_slw.config.schema import RunConfig
+from megatron_slw.growth.record import GrowthRecord
 from megatron_slw.parallel.sharding import Shard
 from megatron_slw.progress import Progress, whole_number
 from megatron_slw.slw.plan import Plan
 from megatron_slw.slw.stability import Stability
 
 STATE_KEYS = {"progress", "plan", "config", "optimizer_steps", "loss_scaler", "dataset"}
-LATER_STATE_KEYS = {"stability"}
+LATER_STATE_KEYS = {"stability", "growth"}
 """Written too; checkpoints of before they existed are read without them."""
 
 
@@ -61,6 +62,7 @@ class Checkpoint:
         # Stored, not reckoned again from metrics.jsonl: that lies in the run directory, not here, so it is absent
         # where a run starts from another's checkpoint, and a person may have deleted it.
         self.stability = Stability.from_json(state["stability"]) if "stability" in state else Stability()
+        self.growth = GrowthRecord.from_json(state["growth"]) if state.get("growth") is not None else None
         try:
             self.config = RunConfig.model_validate(state["config"])
         except ValidationError as error:

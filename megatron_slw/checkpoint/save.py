@@ -20,6 +20,7 @@ from torch import Tensor
 
 from megatron_slw.checkpoint import format as layout
 from megatron_slw.config.load import to_json
+from megatron_slw.growth.record import GrowthRecord
 from megatron_slw.parallel.groups import Groups
 from megatron_slw.parallel.sharding import Shard, sharded_parameters
 from megatron_slw.progress import Progress
@@ -87,6 +88,7 @@ def save_checkpoint(
     dataset: dict[str, Any] | None,
     keep_last: int,
     stability: Stability,
+    growth: GrowthRecord | None = None,
 ) -> Path:
     """Save after `progress.step` steps. Collective.
 
@@ -98,6 +100,7 @@ def save_checkpoint(
         dataset: what identifies the training data, to be compared at resume.
         keep_last: complete checkpoints to keep.
         stability: what the instruments measured.
+        growth: what the model that is trained grew by.
 
     Returns:
         The checkpoint's folder.
@@ -131,6 +134,7 @@ def save_checkpoint(
                 "loss_scaler": read_scaler(engine),
                 "dataset": dataset,
                 "stability": stability.to_json(),
+                "growth": growth.to_json() if growth is not None else None,
             }
             layout.write_json(writing / layout.STATE, state)
             layout.commit(writing, final, _all_records(writing, groups.world_size), keep_last)

@@ -15,7 +15,6 @@ on the final LayerNorm (whose weights were divided by k), eps x s. Then each ste
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
 
 import torch
 from torch import Tensor
@@ -23,22 +22,8 @@ from torch import Tensor
 from megatron_slw.growth.operators import names
 from megatron_slw.growth.operators.axis import Axis
 from megatron_slw.growth.operators.matrix import copy_matrix
+from megatron_slw.growth.operators.multiplier import Multiplier
 from megatron_slw.growth.operators.width import Width
-
-
-@dataclass(frozen=True)
-class Multiplier:
-    """Factors for the parameters of one family."""
-
-    lr: float = 1.0
-    weight_decay: float = 1.0
-    eps: float = 1.0
-    gradient: float = 1.0
-    """Of the gradient itself, so that the norm over all tensors, by which gradients are clipped, is the small one's."""
-
-    def times(self, other: Multiplier) -> Multiplier:
-        """Both."""
-        return Multiplier(**{name: value * getattr(other, name) for name, value in asdict(self).items()})
 
 
 def gradient_scale(family: str, width: Width) -> Tensor:

@@ -15,9 +15,10 @@ import torch
 from torch import Tensor
 
 from megatron_slw.config.schema import ModelConfig
-from megatron_slw.growth.moments import Multiplier, grow_moment
+from megatron_slw.growth.moments import grow_moment
 from megatron_slw.growth.operators import names
 from megatron_slw.growth.operators.depth import DepthOperator, LayerSource, Placement, identity_tensor, layer_sources
+from megatron_slw.growth.operators.multiplier import Multiplier
 from megatron_slw.growth.operators.tensors import grow_weight
 from megatron_slw.growth.operators.width import Width, WidthOperator, width_of
 

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
-from megatron_slw.parallel.groups import Groups
+if TYPE_CHECKING:  # groups imports DeepSpeed, which a reader of checkpoints does not need
+    from megatron_slw.parallel.groups import Groups
 
 
 @dataclass(frozen=True)

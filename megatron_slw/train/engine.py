@@ -11,7 +11,7 @@ import contextlib
 import io
 import logging
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +22,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from megatron_slw.config.schema import RunConfig
+from megatron_slw.growth.operators.multiplier import Multiplier
 from megatron_slw.model.gpt import GPT, WeightedLoss
 from megatron_slw.model.init import name_seed
 from megatron_slw.model.pipeline import build_pipeline
@@ -29,7 +30,7 @@ from megatron_slw.parallel.groups import Groups, ModelParallelUnit
 from megatron_slw.parallel.sharding import Shard, sharded_parameters
 from megatron_slw.slw.batching import MicroBatching, micro_batching
 from megatron_slw.slw.plan import BatchStep
-from megatron_slw.train.optim import build_optimizer, clip_by_global_norm
+from megatron_slw.train.optim import LR_MULTIPLIER, NO_MULTIPLIERS, build_optimizer, clip_by_global_norm
 
 if TYPE_CHECKING:
     from megatron_slw.data.loader import Blocks
@@ -86,9 +87,16 @@ class Engine:
         groups: from `build_groups`.
         initial: gives the whole logical fp32 tensor, or this rank's block of it, for a Shard. Weights are filled
             before DeepSpeed casts and partitions them, so that fp32 masters and low-precision copies agree.
+        multipliers: of the optimizer's rates, by family of tensors, that a growth left behind.
     """
 
-    def __init__(self, config: RunConfig, groups: Groups, initial: Callable[[Shard], Tensor]) -> None:
+    def __init__(
+        self,
+        config: RunConfig,
+        groups: Groups,
+        initial: Callable[[Shard], Tensor],
+        multipliers: Mapping[str, Multiplier] = NO_MULTIPLIERS,
+    ) -> None:
         self.config, self.groups = config, groups
         self.loss_fn = WeightedLoss(config.model, groups)
         logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
@@ -99,7 +107,7 @@ class Engine:
             for shard, param in sharded_parameters(module):
                 value = initial(shard)
                 param.copy_(value if value.shape == param.shape else shard.slice(value))
-        self.torch_optimizer = build_optimizer(config.optimizer, module)
+        self.torch_optimizer = build_optimizer(config.optimizer, module, multipliers)
         self._grad_norm = math.nan
         if config.zero_stage == 0:
             self.torch_optimizer.register_step_pre_hook(self._clip_before_step)
@@ -125,7 +133,7 @@ class Engine:
         self._current = step
         self._seed(step.step)
         for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate
+            group["lr"] = learning_rate * group.get(LR_MULTIPLIER, 1.0)
         labels = step.tokens if blocks.loss_mask_BT is None else self._count_labels(blocks.loss_mask_BT)
         batching = micro_batching(self.config, step.seq_len, step.rows)
         micros = list(self._micro_batches(blocks, batching.rows, labels))

@@ -89,7 +89,8 @@ def build_job(config: RunConfig, groups: Groups) -> Job:
         _check_same_data(checkpoint, dataset, config.data.allow_changed, groups.rank)
         start = checkpoint.progress
         initial = partial(_saved_weight, checkpoint)
-    engine = Engine(config, groups, initial)
+    growth = checkpoint.growth if checkpoint is not None else None
+    engine = Engine(config, groups, initial, growth.multipliers if growth is not None else {})
     ensure_optimizer_state(engine)
     if checkpoint is not None:
         load_optimizer_state(engine, checkpoint)
@@ -105,6 +106,7 @@ def build_job(config: RunConfig, groups: Groups) -> Job:
         dataset=dataset,
         start=start,
         stability=checkpoint.stability if checkpoint is not None else Stability(),
+        growth=growth,
         checkpoints=directory,
         peak_flops=_peak_flops(config),
     )

@@ -14,6 +14,7 @@ from megatron_slw.checkpoint.save import save_checkpoint
 from megatron_slw.config.curriculum_rules import warnings
 from megatron_slw.config.schema import RunConfig
 from megatron_slw.data.loader import TrainLoader, ValidLoader
+from megatron_slw.growth.record import GrowthRecord
 from megatron_slw.progress import Progress
 from megatron_slw.slw.plan import BatchStep, Plan
 from megatron_slw.slw.stability import Stability
@@ -42,6 +43,8 @@ class Job:
     start: Progress
     stability: Stability
     """What was measured before `start`."""
+    growth: GrowthRecord | None
+    """What the model grew by; None for one that never grew."""
     checkpoints: Path
     peak_flops: float | None
     """Of all devices together; None where it is not known."""
@@ -103,7 +106,9 @@ def train(job: Job) -> Progress:
                 output.evaluation(progress, validation_loss(job.engine, job.valid_data, config))
             if stopping or _due(progress.step, config.checkpoint.interval, last):
                 keep = config.checkpoint.keep_last
-                folder = save_checkpoint(job.engine, job.checkpoints, progress, plan, job.dataset, keep, stability)
+                folder = save_checkpoint(
+                    job.engine, job.checkpoints, progress, plan, job.dataset, keep, stability, job.growth
+                )
                 output.note(f"saved {folder}")
             if stopping:
                 output.note(
@@ -139,7 +144,7 @@ def _train_one(job: Job, step: BatchStep, before: Stability, output: _Output) ->
     began = time.perf_counter()
     groups = job.engine.groups
     blocks = job.train_data.read(step, groups.dp_rank, groups.dp_size)
-    rate = learning_rate(job.config, job.plan, step.step)
+    rate = learning_rate(job.config, job.plan, step.step, job.growth)
     result = job.engine.train_step(blocks, step, rate)
     variance = variance_sqrt(job.engine)
     seconds = time.perf_counter() - began

@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
 
 from megatron_slw.config.schema import OptimizerConfig
+from megatron_slw.growth.operators.multiplier import Multiplier
+from megatron_slw.growth.operators.names import split_name
 from megatron_slw.parallel.groups import Groups
 from megatron_slw.parallel.sharding import counts_in_norm, shard_of
+
+LR_MULTIPLIER = "lr_multiplier"
+NO_MULTIPLIERS: Mapping[str, Multiplier] = MappingProxyType({})
 
 
 def state_names(config: OptimizerConfig) -> tuple[str, ...]:
@@ -20,20 +28,49 @@ def state_names(config: OptimizerConfig) -> tuple[str, ...]:
     return ("momentum_buffer",) if config.momentum > 0.0 else ()
 
 
-def build_optimizer(config: OptimizerConfig, module: nn.Module) -> torch.optim.Optimizer:
-    """AdamW, Adam or SGD over two groups: weight decay on matrices and tables, none on biases and LayerNorms."""
-    matrices = [p for p in module.parameters() if len(shard_of(p).shape) > 1]
-    vectors = [p for p in module.parameters() if len(shard_of(p).shape) == 1]
+def build_optimizer(
+    config: OptimizerConfig, module: nn.Module, multipliers: Mapping[str, Multiplier] = NO_MULTIPLIERS
+) -> torch.optim.Optimizer:
+    """AdamW, Adam or SGD: weight decay on matrices and tables, none on biases and LayerNorms.
+
+    Args:
+        config: the rates.
+        module: its parameters, each with its Shard.
+        multipliers: by family of tensors; each parameter group keeps its factor of the rate as LR_MULTIPLIER, and
+            gradients are multiplied as they are made.
+    """
+    kinds: dict[tuple[bool, Multiplier], list[nn.Parameter]] = {}
+    for param in module.parameters():
+        shard = shard_of(param)
+        factors = multipliers.get(split_name(shard.name)[1], Multiplier())
+        if factors.gradient != 1.0:
+            param.register_hook(_multiplied(factors.gradient))
+        decayed = len(shard.shape) > 1
+        kinds.setdefault((not decayed, Multiplier(factors.lr, factors.weight_decay, factors.eps)), []).append(param)
     groups = [
-        {"params": matrices, "weight_decay": config.weight_decay},
-        {"params": vectors, "weight_decay": 0.0},
+        _group(config, params, decayed=not vectors, factors=factors)
+        for (vectors, factors), params in sorted(kinds.items(), key=lambda item: item[0][0])
     ]
-    groups = [group for group in groups if group["params"]]
     if config.type == "SGD":
         return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum)
     kind = torch.optim.AdamW if config.type == "AdamW" else torch.optim.Adam
     fused = torch.cuda.is_available()
     return kind(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=fused)
+
+
+def _group(config: OptimizerConfig, params: list[nn.Parameter], decayed: bool, factors: Multiplier) -> dict[str, Any]:
+    group: dict[str, Any] = {"params": params, "weight_decay": 0.0}
+    if decayed:
+        group["weight_decay"] = config.weight_decay * factors.weight_decay
+    if factors != Multiplier():
+        group[LR_MULTIPLIER] = factors.lr
+        if config.type != "SGD":
+            group["eps"] = config.eps * factors.eps
+    return group
+
+
+def _multiplied(factor: float) -> Callable[[Tensor], Tensor]:
+    return lambda gradient: gradient * factor
 
 
 @torch.no_grad()

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from megatron_slw.config.errors import ConfigError
 from megatron_slw.config.schema import RunConfig
+from megatron_slw.growth.record import GrowthRecord
 from megatron_slw.slw.compile import compile_plan
 from megatron_slw.slw.plan import Plan
 from megatron_slw.train.learning_rate import learning_rate
@@ -134,3 +135,26 @@ def test_a_step_outside_the_plan_is_refused(step: int) -> None:
     config, plan = compiled()
     with pytest.raises(IndexError, match="not in the plan"):
         learning_rate(config, plan, step)
+
+
+def test_a_grown_model_rises_again_and_then_follows_the_shifted_schedule() -> None:
+    """Grown at step 40 to a place 10 steps back in the schedule, with five steps of warmup."""
+    config, plan = compiled(lr_warmup_steps=20)
+    tokens = plan.at(0).tokens
+    record = GrowthRecord(step=40, lr_shift_tokens=10 * tokens, rewarmup_steps=5)
+    plain = [learning_rate(config, plan, step) for step in range(100)]
+    grown = [learning_rate(config, plan, step, record) for step in range(100)]
+    training = config.training.model_copy(update={"lr_decay_tokens": 90 * tokens})
+    shifted = config.model_copy(update={"training": training})
+    expected = [learning_rate(shifted, plan, step - 10) for step in range(45, 100)]
+    assert grown[45:] == pytest.approx(expected, rel=1e-12)
+    assert grown[40:45] == pytest.approx([expected[0] * i / 5 for i in range(1, 6)], rel=1e-12)
+    assert grown[60] > plain[60], "the shift did nothing"
+    assert grown[99] == config.training.min_lr, "the decay must still end with the run"
+
+
+def test_a_record_without_shift_changes_nothing() -> None:
+    config, plan = compiled(lr_warmup_steps=20)
+    record = GrowthRecord(step=40)
+    for step in range(100):
+        assert learning_rate(config, plan, step, record) == learning_rate(config, plan, step)
