@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +25,10 @@ from megatron_slw.config.errors import ConfigError, show
 from megatron_slw.data.sidecar import TokenizerInfo, file_sha256
 from megatron_slw.data.tiktoken_ranks import GPT2_PATTERN, RANK_ENDING, encode_flat, encoding_of, load_gpt2_ranks
 from megatron_slw.data.tokenizer_interface import (
+    BACKENDS,
     EOD_NAMES,
     LARGEST_ID,
+    FlatIds,
     LoadedTokenizer,
     TokenizerSpec,
     joined,
@@ -45,7 +48,7 @@ def load_hugging_face(spec: TokenizerSpec) -> LoadedTokenizer:
     if path.is_dir():
         path = path / "tokenizer.json"
     require_file(path, "--tokenizer-model")
-    return _finished(spec.type, path.name, file_sha256(path), hugging_face_library(path), path)
+    return _finished(spec, path.name, file_sha256(path), hugging_face_library(path), path)
 
 
 def load_gpt2(spec: TokenizerSpec) -> LoadedTokenizer:
@@ -56,7 +59,7 @@ def load_gpt2(spec: TokenizerSpec) -> LoadedTokenizer:
     vocab, merges = Path(needed(spec, "vocab_file")), Path(needed(spec, "merge_file"))
     digest = hashlib.sha256((file_sha256(_file(vocab)) + file_sha256(_file(merges, "--merge-file"))).encode())
     library = gpt2_library(vocab, merges)
-    return _finished(spec.type, f"{vocab.name} {merges.name}", digest.hexdigest(), library, vocab)
+    return _finished(spec, f"{vocab.name} {merges.name}", digest.hexdigest(), library, vocab)
 
 
 def hugging_face_library(path: Path) -> Any:
@@ -127,8 +130,9 @@ def read_merges(path: Path, ids: dict[str, int]) -> list[tuple[str, str]]:
         left, blank, right = line.partition(" ")
         if not (left and blank and right) or " " in right:
             raise ConfigError(f"{path}, line {number} must be two tokens, but is {show(line)}.")
-        if missing := [token for token in (left, right, left + right) if token not in ids]:
-            raise ConfigError(f"{path}, line {number}: {show(missing[0])} is not in the vocabulary.")
+        if left not in ids or right not in ids or left + right not in ids:
+            missing = next(token for token in (left, right, left + right) if token not in ids)
+            raise ConfigError(f"{path}, line {number}: {show(missing)} is not in the vocabulary.")
         pairs.append((left, right))
     return pairs
 
@@ -160,25 +164,27 @@ def gpt2_ranks(library: Any) -> dict[bytes, int] | None:
     return ranks
 
 
-def _finished(kind: str, name: str, sha256: str, library: Any, path: Path) -> LoadedTokenizer:
+def _finished(spec: TokenizerSpec, name: str, sha256: str, library: Any, path: Path) -> LoadedTokenizer:
     vocab = library.get_vocab(with_added_tokens=True)
     if max(vocab.values(), default=0) >= LARGEST_ID:
         raise ConfigError(f"{path}: its largest id is {max(vocab.values())}, not below {LARGEST_ID}.")
     eod = next((vocab[token] for token in EOD_NAMES if token in vocab), None)
-    info = TokenizerInfo(kind, name, sha256, max(vocab.values(), default=-1) + 1, eod)
+    info = TokenizerInfo(spec.type, name, sha256, max(vocab.values(), default=-1) + 1, eod)
 
     def decode(ids: list[int]) -> str:
         return library.decode(ids, skip_special_tokens=False)
 
-    ranks = gpt2_ranks(library)
+    ranks = gpt2_ranks(library) if spec.backend == BACKENDS[0] else None
     if ranks is not None:
         encoding = encoding_of(ranks, GPT2_PATTERN, {}, path)
-        return LoadedTokenizer(info, lambda texts: encode_flat(encoding, texts), decode)
+        return LoadedTokenizer(info, lambda texts: encode_flat(encoding, texts), decode, library)
     # One at a time: a list would be shared between as many threads as there are cores, in every worker.
     encode = library.encode_batch_fast
-    return LoadedTokenizer(
-        info, lambda texts: joined([encode([text], add_special_tokens=False)[0].ids for text in texts]), decode
-    )
+
+    def flat(texts: Sequence[str]) -> FlatIds:
+        return joined([encode([text], add_special_tokens=False)[0].ids for text in texts])
+
+    return LoadedTokenizer(info, flat, decode, library)
 
 
 def _file(path: Path, flag: str = "--vocab-file") -> Path:

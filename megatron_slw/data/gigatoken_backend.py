@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 
 from megatron_slw.config.errors import ConfigError
-from megatron_slw.data.byte_pair import gpt2_library, hugging_face_library
 from megatron_slw.data.tiktoken_ranks import RANK_ENDING
 from megatron_slw.data.tokenizer_interface import FlatIds, LoadedTokenizer, TokenizerSpec
 
@@ -38,14 +37,14 @@ def with_gigatoken(spec: TokenizerSpec, reference: LoadedTokenizer) -> LoadedTok
         ConfigError: it is not installed, does not read this tokenizer, or gives other ids.
     """
     try:
-        import gigatoken  # type: ignore[import-not-found]
+        import gigatoken
     except ImportError:
         raise ConfigError(
             "--backend gigatoken needs the package gigatoken: pip install gigatoken, or leave --backend out."
         ) from None
     name = reference.info.name
     try:
-        encoder = _encoder(gigatoken, spec)
+        encoder = _encoder(gigatoken, spec, reference.library)
         flat = _flat(encoder)
         found = flat(PROBE)
     except ConfigError:
@@ -59,7 +58,7 @@ def with_gigatoken(spec: TokenizerSpec, reference: LoadedTokenizer) -> LoadedTok
     return replace(reference, flat=flat)
 
 
-def _encoder(gigatoken: Any, spec: TokenizerSpec) -> Any:
+def _encoder(gigatoken: Any, spec: TokenizerSpec, library: Any) -> Any:
     model = spec.tokenizer_model or spec.vocab_file or ""
     if model.endswith(RANK_ENDING):
         # Without special tokens: text is text.
@@ -72,11 +71,6 @@ def _encoder(gigatoken: Any, spec: TokenizerSpec) -> Any:
         return gigatoken.Tokenizer.from_sentencepiece(model)
     if spec.type == "TikTokenizer":
         raise ConfigError(f"--backend gigatoken needs a file: give {model}{RANK_ENDING} as --tokenizer-model.")
-    if spec.type == "GPT2BPETokenizer":
-        library = gpt2_library(Path(spec.vocab_file or ""), Path(spec.merge_file or ""))
-    else:
-        path = Path(model)
-        library = hugging_face_library(path / "tokenizer.json" if path.is_dir() else path)
     data = json.loads(library.to_str())
     data["added_tokens"] = [token for token in data.get("added_tokens", ()) if not token["special"]]
     data["post_processor"] = None

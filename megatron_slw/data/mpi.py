@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from concurrent.futures import Executor
 from contextlib import contextmanager
 from importlib.util import find_spec
+from typing import Any
 
 from megatron_slw.config.errors import ConfigError
 
@@ -37,5 +38,6 @@ def mpi_workers(world_size: int) -> Iterator[tuple[bool, Executor | None]]:
             f"{world_size} processes were started, but mpi4py sees {MPI.COMM_WORLD.size}: it uses another MPI than "
             "this mpirun. Install mpi4py with the MPI of the launcher."
         )
-    with MPICommExecutor(MPI.COMM_WORLD, root=0) as executor:
+    ranks: Any = MPICommExecutor(MPI.COMM_WORLD, root=0)  # its type stubs leave out that it gives an Executor
+    with ranks as executor:
         yield executor is not None, executor

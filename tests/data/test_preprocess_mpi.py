@@ -15,7 +15,8 @@ from megatron_slw.data import mpi
 from tests.data.text_files import TEXTS, small_tokenizer, write_jsonl
 
 ROOT = Path(__file__).resolve().parents[2]
-MPIRUN = shutil.which("mpirun")
+# First the one of the package mpich, beside the interpreter: it is that of mpi4py's wheel.
+MPIRUN = shutil.which("mpirun", path=str(Path(sys.executable).parent)) or shutil.which("mpirun")
 WHY = "needs mpi4py and mpirun: pip install mpi4py mpich"
 needs_mpi = pytest.mark.skipif(find_spec("mpi4py") is None or MPIRUN is None, reason=WHY)
 
