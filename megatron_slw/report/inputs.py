@@ -6,14 +6,16 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from megatron_slw.config.errors import ConfigError, show
+from megatron_slw.report.reading import ReadingReport
 from megatron_slw.report.series import Run, read_run
+from megatron_slw.train.metrics import FILE_NAME
 
 MAX_RUNS = 5
 """On a page: no more lines can be told apart in one chart."""
 
 
 def read_runs(arguments: Sequence[str]) -> list[Run]:
-    """Read every run; an argument is its directory, whose name is the run's, or NAME=DIRECTORY.
+    """Read every run and report how far that is; an argument is its directory, named as the run, or NAME=DIRECTORY.
 
     Raises:
         ConfigError: too many runs, two of one name, or one that cannot be read.
@@ -28,7 +30,8 @@ def read_runs(arguments: Sequence[str]) -> list[Run]:
                 f"{folders[name]} and {folder} are both called {show(name)}: name one of them, as in other={folder}"
             )
         folders[name] = folder
-    return [read_run(name, folder) for name, folder in folders.items()]
+    with ReadingReport(sum(_size(folder) for folder in folders.values())) as report:
+        return [read_run(name, folder, report) for name, folder in folders.items()]
 
 
 def named(argument: str) -> tuple[str, str]:
@@ -37,3 +40,8 @@ def named(argument: str) -> tuple[str, str]:
     if equals and name and folder and not Path(argument).is_dir():
         return name, folder
     return Path(argument).resolve().name or argument, argument
+
+
+def _size(folder: str) -> int:
+    path = Path(folder) / FILE_NAME
+    return path.stat().st_size if path.is_file() else 0

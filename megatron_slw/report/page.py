@@ -119,6 +119,8 @@ def notes(comparison: Comparison) -> list[str]:
         own = [text for text in lacks if text not in everywhere]
         if own:
             found.append(f"{run.name} has no record of {listing(own, 'and')}.")
+        if run.first_step > 1:
+            found.append(f"{run.name} begins at step {run.first_step:,}: its time counts from there.")
         if run.resumes:
             times = "once" if run.resumes == 1 else f"{run.resumes} times"
             drawn = "" if run.resumes <= MAX_MARKS else f", the first {MAX_MARKS} of which are drawn"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -49,6 +49,8 @@ class Run:
     name: str
     reduced: Reduced
     """Columns: CLOCKS, then MEASURES."""
+    first_step: int
+    """More than 1 where the file goes on from another run's checkpoint."""
     end: Position
     evaluations: tuple[tuple[Position, float], ...]
     """Position and loss of each evaluation whose loss was finite."""
@@ -91,12 +93,17 @@ class Run:
         return self.reduced.count[:, _column(measure)]
 
 
-def read_run(name: str, folder: str | Path) -> Run:
+def read_run(name: str, folder: str | Path, on_bytes: Callable[[int], None] | None = None) -> Run:
     """Read the run in the directory `folder`, in one pass over its metrics.jsonl.
 
     Evaluation results are the *.json of its folder `evaluation`, one object each, as tools/evaluate.py --json
     prints it: its numbers are scores, named after the file. A number in an object one level down is a score of
     that object's name.
+
+    Args:
+        name: of the run, on the page.
+        folder: its logging.directory.
+        on_bytes: called with the length of each line that was read.
 
     Raises:
         ConfigError: a file is missing or damaged, or there is no step yet.
@@ -104,7 +111,7 @@ def read_run(name: str, folder: str | Path) -> Run:
     path = Path(folder) / FILE_NAME
     reader = _Reader()
     try:
-        for number, record in stream_metrics(path):
+        for number, record in stream_metrics(path, on_bytes):
             try:
                 reader.take(record)
             except ConfigError as error:
@@ -123,6 +130,7 @@ class _Reader:
 
     def __init__(self) -> None:
         self.buckets = Buckets(len(CLOCKS) + len(MEASURES))
+        self.first_step = 0.0
         self._now: Position = (0.0, 0.0, 0.0, 0.0)
         self._evaluations: list[tuple[Position, float]] = []
         self._marks: list[Mark] = []
@@ -157,6 +165,8 @@ class _Reader:
 
     def _step(self, record: Record, now: Position) -> None:
         values = {name: number_in(record, name) for name in MEASURES}
+        if not self.buckets.rows:
+            self.first_step = now[0]
         self.buckets.add((*now, *values.values()))
         ratio = values["loss_ratio"]
         if math.isfinite(ratio):
@@ -170,20 +180,21 @@ class _Reader:
                 self._last[name] = value
         if record.get("resumed") is True:
             self._resumes += 1
-            self._mark("resumed")
+            self._mark("resumed", now)
         if "grown_from" in record:
-            self._mark(f"grown from {str(record['grown_from'])[:80]}")
+            self._mark(f"grown from {str(record['grown_from'])[:80]}", now)
 
-    def _mark(self, text: str) -> None:
-        """Between the step before and this one."""
+    def _mark(self, text: str, now: Position) -> None:
+        """Between the step before and this one; at this one where the file begins in the middle of a run."""
         if len(self._marks) < MAX_MARKS:
-            self._marks.append(Mark(self._now, text))
+            self._marks.append(Mark(self._now if self.buckets.rows > 1 else now, text))
 
     def run(self, name: str, scores: Mapping[str, float]) -> Run:
         """Everything gathered."""
         return Run(
             name=name,
             reduced=self.buckets.reduced(),
+            first_step=int(self.first_step),
             end=self._now,
             evaluations=tuple(self._evaluations),
             marks=tuple(self._marks),

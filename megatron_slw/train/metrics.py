@@ -9,7 +9,7 @@ import json
 import logging
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -178,17 +178,21 @@ def read_metrics(path: str | Path) -> tuple[list[Record], list[Record]]:
     return steps, evaluations
 
 
-def stream_metrics(path: str | Path) -> Iterator[tuple[int, Record]]:
+def stream_metrics(path: str | Path, on_bytes: Callable[[int], None] | None = None) -> Iterator[tuple[int, Record]]:
     """Yield (line number from 1, record) of a metrics.jsonl, one line in memory at a time.
 
     A last line that a kill cut off is left out.
+
+    Args:
+        path: of the file.
+        on_bytes: called with the length of each line that was read.
 
     Raises:
         OSError: the file cannot be read.
         ConfigError: another line is no record; the message has its number.
     """
     damaged: int | None = None
-    for number, record in _records(Path(path)):
+    for number, record in _records(Path(path), on_bytes):
         if damaged is not None:
             raise ConfigError(f"{path}: line {damaged} is no metrics record: restore or remove the line")
         if record is None:
@@ -197,7 +201,7 @@ def stream_metrics(path: str | Path) -> Iterator[tuple[int, Record]]:
             yield number, record
 
 
-def _records(path: Path) -> Iterator[tuple[int, Record | None]]:
+def _records(path: Path, on_bytes: Callable[[int], None] | None = None) -> Iterator[tuple[int, Record | None]]:
     """Yield (line number from 1, record), the record None where the line is not one."""
     with path.open("rb") as file:  # a cut may fall inside a character: decoding is per line
         for number, line in enumerate(iter(partial(file.readline, MAX_LINE), b""), start=1):
@@ -206,4 +210,6 @@ def _records(path: Path) -> Iterator[tuple[int, Record | None]]:
             except (ValueError, RecursionError):
                 record = None
             valid = isinstance(record, dict) and type(record.get("step")) is int
+            if on_bytes is not None:
+                on_bytes(len(line))
             yield number, record if valid else None

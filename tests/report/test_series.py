@@ -51,10 +51,15 @@ def test_resumes_and_growth_are_marked_between_steps(tmp_path: Path) -> None:
     records = [step(1, grown_from="runs/small"), step(2), step(3, resumed=True)]
     run = read_run("a", write_run(tmp_path, records))
     assert [(mark.text, mark.position[:2]) for mark in run.marks] == [
-        ("grown from runs/small", (0, 0)),
+        ("grown from runs/small", (1, 100)),
         ("resumed", (2, 200)),
     ]
     assert run.resumes == 1
+
+
+def test_a_file_that_begins_in_the_middle_is_marked_there(tmp_path: Path) -> None:
+    run = read_run("a", write_run(tmp_path, [step(3151, resumed=True), step(3152)]))
+    assert run.first_step == 3151 and run.marks[0].position[:2] == (3151, 315_100)
 
 
 def test_a_run_resumed_all_the_time_has_few_marks(tmp_path: Path) -> None:
