@@ -22,11 +22,12 @@ from megatron_slw.config.schema import RunConfig
 from megatron_slw.growth.record import GrowthRecord
 from megatron_slw.parallel.sharding import Shard
 from megatron_slw.progress import Progress, whole_number
+from megatron_slw.slw.adaptive import AdaptivePacing
 from megatron_slw.slw.plan import Plan
 from megatron_slw.slw.stability import Stability
 
 STATE_KEYS = {"progress", "plan", "config", "optimizer_steps", "loss_scaler", "dataset"}
-LATER_STATE_KEYS = {"stability", "growth"}
+LATER_STATE_KEYS = {"stability", "growth", "pacing"}
 """Written too; checkpoints of before they existed are read without them."""
 
 
@@ -63,6 +64,8 @@ class Checkpoint:
         # where a run starts from another's checkpoint, and a person may have deleted it.
         self.stability = Stability.from_json(state["stability"]) if "stability" in state else Stability()
         self.growth = GrowthRecord.from_json(state["growth"]) if state.get("growth") is not None else None
+        pacing = state.get("pacing")
+        self.pacing = None if pacing is None else AdaptivePacing.from_json(pacing)
         try:
             self.config = RunConfig.model_validate(state["config"])
         except ValidationError as error:

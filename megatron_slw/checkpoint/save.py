@@ -24,6 +24,7 @@ from megatron_slw.growth.record import GrowthRecord
 from megatron_slw.parallel.groups import Groups
 from megatron_slw.parallel.sharding import Shard, sharded_parameters
 from megatron_slw.progress import Progress
+from megatron_slw.slw.adaptive import AdaptivePacing
 from megatron_slw.slw.plan import Plan
 from megatron_slw.slw.stability import Stability
 from megatron_slw.train.engine import Engine
@@ -89,6 +90,7 @@ def save_checkpoint(
     keep_last: int,
     stability: Stability,
     growth: GrowthRecord | None = None,
+    pacing: AdaptivePacing | None = None,
 ) -> Path:
     """Save after `progress.step` steps. Collective.
 
@@ -101,6 +103,7 @@ def save_checkpoint(
         keep_last: complete checkpoints to keep.
         stability: what the instruments measured.
         growth: what the model that is trained grew by.
+        pacing: what a loss_adaptive schedule has decided; None of any other.
 
     Returns:
         The checkpoint's folder.
@@ -135,6 +138,7 @@ def save_checkpoint(
                 "dataset": dataset,
                 "stability": stability.to_json(),
                 "growth": growth.to_json() if growth is not None else None,
+                "pacing": pacing.to_json() if pacing is not None else None,
             }
             layout.write_json(writing / layout.STATE, state)
             layout.commit(writing, final, _all_records(writing, groups.world_size), keep_last)

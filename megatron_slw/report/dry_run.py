@@ -202,6 +202,8 @@ def _plan_lines(report: dict[str, Any]) -> list[str]:
         totals += f"   trained twice {count_text(repeated)}" if repeated else ""
         totals += f" (mode {curriculum['mode']})"
     lines.append(_line("", totals))
+    if curriculum is not None and curriculum["schedule_type"] == "loss_adaptive":
+        lines.append(_line("", "lengths are decided while training: steps and tokens as if none ever were"))
     return lines + [_line("warning" if not number else "", text) for number, text in enumerate(report["warnings"])]
 
 

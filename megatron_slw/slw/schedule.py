@@ -93,11 +93,10 @@ def distinct(curriculum: CurriculumConfig, quantum: int) -> int:
 
 def stages(curriculum: CurriculumConfig, decisions: Sequence[Decision]) -> CurriculumConfig:
     """A loss_adaptive schedule with the decisions it has taken, as the fixed_discrete one that repeats them."""
-    first = curriculum.model_copy(update={"schedule_type": "fixed_linear", "total_curriculum_step": 1})
-    lengths = [min(_rounded(first, first.min_difficulty), first.max_difficulty)]
+    first = min(_rounded(curriculum, curriculum.min_difficulty), curriculum.max_difficulty)
     changes = {
         "schedule_type": "fixed_discrete",
-        "difficulty": (*lengths, *(decision.seq_len for decision in decisions)),
+        "difficulty": (first, *(decision.seq_len for decision in decisions)),
         "max_step": tuple(decision.first_step for decision in decisions),
     }
     return curriculum.model_copy(update=changes)

@@ -29,6 +29,7 @@ from megatron_slw.parallel.groups import Groups, build_groups, check_precision, 
 from megatron_slw.parallel.launch import Launch, read_launch
 from megatron_slw.parallel.sharding import Shard
 from megatron_slw.progress import Progress
+from megatron_slw.slw.adaptive import AdaptivePacing
 from megatron_slw.slw.compile import compile_plan
 from megatron_slw.slw.stability import Stability
 from megatron_slw.train.engine import Engine, NonFiniteError
@@ -74,12 +75,13 @@ def build_job(config: RunConfig, groups: Groups) -> Job:
     train_windows, valid_windows = open_data(config)
     config = with_vocab_size(config, _vocab_size(config, train_windows, valid_windows))
     config = with_train_samples(config, len(train_windows))
-    plan = compile_plan(config)
     directory = checkpoint_directory(config)
     if groups.rank == 0:
         layout.remove_debris(directory)
     dist.barrier()
     checkpoint = find_checkpoint(config)
+    pacing = _pacing(config, checkpoint)
+    plan = compile_plan(config, pacing.decisions if pacing is not None else ())
     dataset = fingerprint(train_windows, config.data, config.training.seed)
     initial: Callable[[Shard], Tensor] = partial(initial_value, model=config.model, seed=config.training.seed)
     start = Progress()
@@ -107,6 +109,7 @@ def build_job(config: RunConfig, groups: Groups) -> Job:
         start=start,
         stability=checkpoint.stability if checkpoint is not None else Stability(),
         growth=growth,
+        pacing=pacing,
         checkpoints=directory,
         peak_flops=_peak_flops(config),
     )
@@ -141,6 +144,14 @@ def find_checkpoint(config: RunConfig) -> Checkpoint | None:
 
 def _saved_weight(checkpoint: Checkpoint, shard: Shard) -> Tensor:
     return checkpoint.tensor(f"{WEIGHT}/{shard.name}", shard)
+
+
+def _pacing(config: RunConfig, checkpoint: Checkpoint | None) -> AdaptivePacing | None:
+    """What a loss_adaptive schedule has decided so far; None of any other schedule."""
+    if config.curriculum is None or config.curriculum.schedule_type != "loss_adaptive":
+        return None
+    saved = checkpoint.pacing if checkpoint is not None else None
+    return saved if saved is not None else AdaptivePacing()
 
 
 def _vocab_size(config: RunConfig, train: Windows | BlendedWindows, valid: Windows | BlendedWindows | None) -> int:

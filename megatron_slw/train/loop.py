@@ -5,8 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,10 @@ from megatron_slw.config.schema import RunConfig
 from megatron_slw.data.loader import TrainLoader, ValidLoader
 from megatron_slw.growth.record import GrowthRecord
 from megatron_slw.progress import Progress
+from megatron_slw.slw.adaptive import AdaptivePacing
+from megatron_slw.slw.compile import compile_plan, plan_of
 from megatron_slw.slw.plan import BatchStep, Plan
+from megatron_slw.slw.resolve import resolve_schedules
 from megatron_slw.slw.stability import Stability
 from megatron_slw.train.engine import Engine, StepResult
 from megatron_slw.train.estimate import flops_per_token, parameters, plan_flops
@@ -45,6 +47,8 @@ class Job:
     """What was measured before `start`."""
     growth: GrowthRecord | None
     """What the model grew by; None for one that never grew."""
+    pacing: AdaptivePacing | None
+    """What a loss_adaptive schedule had decided before `start`; None of any other schedule."""
     checkpoints: Path
     peak_flops: float | None
     """Of all devices together; None where it is not known."""
@@ -77,6 +81,11 @@ class _Output:
         for sink in self._sinks:
             sink.evaluation(progress, loss)
 
+    def replan(self, plan: Plan, text: str) -> None:
+        if self.display is not None:
+            self.display.replan(plan)
+        self.note(text)
+
     def note(self, text: str) -> None:
         if self.display is not None:
             self.display.note(text)
@@ -92,27 +101,31 @@ def train(job: Job) -> Progress:
         NonFiniteError: a loss or gradient norm is not finite; nothing was updated or saved for that step.
         SaveError: a checkpoint could not be written.
     """
-    config, plan, progress, stability = job.config, job.plan, job.start, job.stability
+    config, progress, stability, pacing = job.config, job.start, job.stability, job.pacing
+    curriculum = resolve_schedules(config, plan_of).curriculum
     with _Output(job) as output, StopRequest(job.engine.groups) as stop:
         output.note(_greeting(job))
         for warning in warnings(config):
             output.note(f"warning: {warning}")
-        for step in _steps(plan, progress.step):
-            stability = _train_one(job, step, stability, output)
+        while progress.step < job.plan.total_steps:
+            step = job.plan.at(progress.step)
+            result, stability = _train_one(job, step, stability, output)
             progress = step.after
+            if pacing is not None and curriculum is not None:
+                decided, pacing = pacing.decisions, pacing.after(step.step, result.loss, curriculum)
+                if pacing.decisions != decided:
+                    job = replace(job, plan=compile_plan(config, pacing.decisions))
+                    output.replan(job.plan, f"the loss stands still: length {pacing.length(curriculum)} from here on")
             stopping = stop.agreed()
-            last = progress.step == plan.total_steps
+            last = progress.step == job.plan.total_steps
             if job.valid_data is not None and _due(progress.step, config.evaluation.interval, last):
                 output.evaluation(progress, validation_loss(job.engine, job.valid_data, config))
             if stopping or _due(progress.step, config.checkpoint.interval, last):
-                keep = config.checkpoint.keep_last
-                folder = save_checkpoint(
-                    job.engine, job.checkpoints, progress, plan, job.dataset, keep, stability, job.growth
-                )
-                output.note(f"saved {folder}")
+                output.note(f"saved {_save(job, progress, stability, pacing)}")
             if stopping:
                 output.note(
-                    f"stopped by {stopping} after step {progress.step} of {plan.total_steps}; the same command goes on."
+                    f"stopped by {stopping} after step {progress.step} of {job.plan.total_steps}; the same command "
+                    "goes on."
                 )
                 break
     return progress
@@ -131,16 +144,18 @@ def _greeting(job: Job) -> str:
     return f"{size} on {layout}: {f'resumed at step {job.start.step}, ' if job.start.step else ''}{goal}"
 
 
-def _steps(plan: Plan, first: int) -> Iterator[BatchStep]:
-    for number in range(first, plan.total_steps):
-        yield plan.at(number)
+def _save(job: Job, progress: Progress, stability: Stability, pacing: AdaptivePacing | None) -> Path:
+    keep = job.config.checkpoint.keep_last
+    return save_checkpoint(
+        job.engine, job.checkpoints, progress, job.plan, job.dataset, keep, stability, job.growth, pacing
+    )
 
 
 def _due(step: int, interval: int, last: bool) -> bool:
     return last or (interval > 0 and step % interval == 0)
 
 
-def _train_one(job: Job, step: BatchStep, before: Stability, output: _Output) -> Stability:
+def _train_one(job: Job, step: BatchStep, before: Stability, output: _Output) -> tuple[StepResult, Stability]:
     began = time.perf_counter()
     groups = job.engine.groups
     blocks = job.train_data.read(step, groups.dp_rank, groups.dp_size)
@@ -150,7 +165,7 @@ def _train_one(job: Job, step: BatchStep, before: Stability, output: _Output) ->
     seconds = time.perf_counter() - began
     after = before.after(result.loss, result.grad_norm if result.applied else math.nan)
     output.step(_metrics(job, step, rate, result, seconds, before.loss_ratio(result.loss), after, variance))
-    return after
+    return result, after
 
 
 def _metrics(

@@ -29,7 +29,7 @@ class Speed:
     """
 
     def __init__(self, total_tokens: int, done_tokens: int) -> None:
-        self._total, self._done = total_tokens, done_tokens
+        self.total_tokens, self._done = total_tokens, done_tokens
         self._recent: deque[tuple[float, int]] = deque(maxlen=RECENT_STEPS)
 
     def update(self, step_time_s: float, tokens_so_far: int) -> None:
@@ -47,7 +47,7 @@ class Speed:
     def seconds_left(self) -> float:
         """Until all tokens are trained, without evaluations and checkpoints; nan before the first step."""
         rate = self.tokens_per_s
-        return (self._total - self._done) / rate if rate > 0 else math.nan
+        return (self.total_tokens - self._done) / rate if rate > 0 else math.nan
 
 
 def step_line(metrics: StepMetrics, total_steps: int, speed: Speed) -> str:
@@ -112,6 +112,13 @@ class ProgressDisplay:
             self._bar = RichProgress(*columns, console=console, auto_refresh=False, expand=True)
             self._task = self._bar.add_task("", total=plan.tokens_trained, completed=start.tokens)
             self._bar.start()
+
+    def replan(self, plan: Plan) -> None:
+        """Take in another plan: a loss_adaptive schedule has decided."""
+        self._plan = plan
+        self._speed.total_tokens = plan.tokens_trained
+        if self._bar is not None:
+            self._bar.update(self._task, total=plan.tokens_trained)
 
     def step(self, metrics: StepMetrics) -> None:
         """Take in one step, and show it if it is due."""
