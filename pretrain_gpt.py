@@ -1,7 +1,7 @@
 """Pretrain a GPT: `deepspeed pretrain_gpt.py --ds-config FILE`, or under torchrun, or as one process with python.
 
-Exit status: 0 trained to the end, or saved and left after SIGTERM, SIGUSR1 or Ctrl-C; 1 the run failed (a NaN, a full
-disk); 2 the configuration, the data or the checkpoint is wrong.
+Exit status: 0 trained to the end, or saved and left after SIGTERM, SIGUSR1, Ctrl-C or --stop-after; 1 the run failed (a
+NaN, a full disk); 2 the configuration, the data or the checkpoint is wrong.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--dry-run", action="store_true", help="print layout, memory, plan and cost; train nothing")
     parser.add_argument("--json", action="store_true", help="print the dry run as one JSON object")
     parser.add_argument("--world-size", type=int, default=1, help="ranks to imagine in a dry run")
+    parser.add_argument("--stop-after", type=int, metavar="STEP", help="save and leave after this step of the run")
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # the deepspeed launcher adds it
     args, overrides = parser.parse_known_args(argv)
     if args.dry_run:
@@ -31,7 +32,7 @@ def main(argv: list[str] | None = None) -> int:
         return describe(args.ds_config, overrides, args.world_size, args.json)
     from megatron_slw.train.job import main as run  # imports torch and DeepSpeed: ten seconds that a dry run saves
 
-    return run(args.ds_config, overrides)
+    return run(args.ds_config, overrides, args.stop_after)
 
 
 if __name__ == "__main__":

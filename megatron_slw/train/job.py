@@ -40,7 +40,7 @@ from megatron_slw.train.loop import Job, train
 PEAK_TFLOPS = {"H200": 989.0, "H100": 989.0, "A100": 312.0, "V100": 125.0}
 
 
-def main(config_path: str, overrides: list[str]) -> int:
+def main(config_path: str, overrides: list[str], stop_after: int | None = None) -> int:
     """Train what a configuration file describes, on this process's part of the job; returns the exit status."""
     launch = read_launch()
     try:
@@ -48,7 +48,7 @@ def main(config_path: str, overrides: list[str]) -> int:
         check_precision(config.precision)
         open_data(config)  # what is wrong with the data is said before the processes meet
         init_distributed(launch)
-        train(build_job(config, build_groups(config.parallel)))
+        train(build_job(config, build_groups(config.parallel)), stop_after)
     except ConfigError as error:
         return _report(launch, error, 2)
     except (NonFiniteError, SaveError) as error:

@@ -91,8 +91,13 @@ class _Output:
             self.display.note(text)
 
 
-def train(job: Job) -> Progress:
+def train(job: Job, stop_after: int | None = None) -> Progress:
     """Train from `job.start` to the end of the plan, or until a signal asks to stop; saves either way.
+
+    Args:
+        job: what to train.
+        stop_after: stop after this step of the plan, evaluated and saved, as if a signal came; plan and learning rate
+            are those of the whole run.
 
     Returns:
         What was trained; less than the plan if the run was stopped.
@@ -107,7 +112,7 @@ def train(job: Job) -> Progress:
         output.note(_greeting(job))
         for warning in warnings(config):
             output.note(f"warning: {warning}")
-        while progress.step < job.plan.total_steps:
+        while progress.step < _end(job.plan, stop_after):
             step = job.plan.at(progress.step)
             result, stability = _train_one(job, step, stability, output)
             progress = step.after
@@ -117,7 +122,7 @@ def train(job: Job) -> Progress:
                     job = replace(job, plan=compile_plan(config, pacing.decisions))
                     output.replan(job.plan, f"the loss stands still: length {pacing.length(curriculum)} from here on")
             stopping = stop.agreed()
-            last = progress.step == job.plan.total_steps
+            last = progress.step == _end(job.plan, stop_after)
             if job.valid_data is not None and _due(progress.step, config.evaluation.interval, last):
                 output.evaluation(progress, validation_loss(job.engine, job.valid_data, config))
             if stopping or _due(progress.step, config.checkpoint.interval, last):
@@ -128,6 +133,9 @@ def train(job: Job) -> Progress:
                     "goes on."
                 )
                 break
+        if _end(job.plan, stop_after) <= progress.step < job.plan.total_steps:
+            left = f"stopped after step {progress.step} of {job.plan.total_steps}"
+            output.note(f"{left}; without --stop-after the same command goes on.")
     return progress
 
 
@@ -149,6 +157,10 @@ def _save(job: Job, progress: Progress, stability: Stability, pacing: AdaptivePa
     return save_checkpoint(
         job.engine, job.checkpoints, progress, job.plan, job.dataset, keep, stability, job.growth, pacing
     )
+
+
+def _end(plan: Plan, stop_after: int | None) -> int:
+    return plan.total_steps if stop_after is None else min(stop_after, plan.total_steps)
 
 
 def _due(step: int, interval: int, last: bool) -> bool:

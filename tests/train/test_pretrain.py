@@ -147,6 +147,19 @@ def test_a_signal_saves_and_the_same_command_goes_on(straight: Path, folder: Pat
     check_metrics(folder / "run", straight, rtol=1e-12)
 
 
+def test_stop_after_leaves_plan_and_learning_rate_those_of_the_whole_run(straight: Path, folder: Path) -> None:
+    status, out, err = finish(start(PYTHON, folder, "--stop-after", "10"))
+    assert status == 0 and f"stopped after step 10 of {STEPS}" in out, (out, err)
+    stopped = latest_checkpoint(folder / "run" / "checkpoints")
+    assert stopped is not None and Checkpoint(stopped).progress.step == 10, "not saved where it stopped"
+    status, out, err = finish(start(PYTHON, folder, "--stop-after", "10"))
+    assert status == 0 and "step 11/" not in out, "it went on although it had come to the step"
+    status, _, err = finish(start(PYTHON, folder))
+    assert status == 0, err
+    check_equal(last_checkpoint(folder / "run"), last_checkpoint(straight), rtol=0)
+    check_metrics(folder / "run", straight, rtol=1e-12)
+
+
 def test_kill_9_loses_nothing_but_the_steps_since_the_last_save(straight: Path, folder: Path) -> None:
     for line in ("step 8/", "step 17/"):
         process = start(PYTHON, folder, "--checkpoint.interval=5")
