@@ -96,6 +96,14 @@ def ensure_optimizer_state(engine: Engine, steps: int | None = None) -> None:
         link()
 
 
+def zero_optimizer_state(engine: Engine) -> None:
+    """Put moments and step counts back to those of an optimizer that has not stepped."""
+    for tensor in _stepped_tensors(engine):
+        for value in engine.torch_optimizer.state[tensor].values():
+            if isinstance(value, Tensor):
+                value.zero_()
+
+
 def optimizer_steps(engine: Engine) -> int | None:
     """Updates that the optimizer counts (fewer than training steps where fp16 skipped some); None for SGD."""
     for tensor in _stepped_tensors(engine):

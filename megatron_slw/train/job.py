@@ -35,6 +35,7 @@ from megatron_slw.slw.stability import Stability
 from megatron_slw.train.engine import Engine, NonFiniteError
 from megatron_slw.train.engine_state import WEIGHT, ensure_optimizer_state
 from megatron_slw.train.loop import Job, train
+from megatron_slw.train.rehearsal import OutOfMemory, rehearse
 
 # Dense peak in TFLOP/s of the precision trained in, from the vendors' data sheets.
 PEAK_TFLOPS = {"H200": 989.0, "H100": 989.0, "A100": 312.0, "V100": 125.0}
@@ -53,6 +54,9 @@ def main(config_path: str, overrides: list[str], stop_after: int | None = None) 
         return _report(launch, error, 2)
     except (NonFiniteError, SaveError) as error:
         return _report(launch, error, 1)
+    except OutOfMemory as error:
+        print(error, file=sys.stderr, flush=True)  # from this rank: the others' memory may suffice
+        return 1
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
@@ -71,6 +75,7 @@ def build_job(config: RunConfig, groups: Groups) -> Job:
 
     Raises:
         ConfigError: data, checkpoint and configuration do not fit each other.
+        OutOfMemory: the largest step does not fit; nothing was written.
     """
     train_windows, valid_windows = open_data(config)
     config = with_vocab_size(config, _vocab_size(config, train_windows, valid_windows))
@@ -93,17 +98,19 @@ def build_job(config: RunConfig, groups: Groups) -> Job:
         initial = partial(_saved_weight, checkpoint)
     growth = checkpoint.growth if checkpoint is not None else None
     engine = Engine(config, groups, initial, growth.multipliers if growth is not None else {})
+    tracked = config.data.track_documents
+    train_data = TrainLoader(train_windows, config.training.seed, track_documents=tracked)
     ensure_optimizer_state(engine)
+    rehearse(engine, plan, train_data, start.step)
     if checkpoint is not None:
         load_optimizer_state(engine, checkpoint)
     if groups.rank == 0:
         _write_config(config)
-    seed, tracked = config.training.seed, config.data.track_documents
     return Job(
         config=config,
         plan=plan,
         engine=engine,
-        train_data=TrainLoader(train_windows, seed, track_documents=tracked),
+        train_data=train_data,
         valid_data=ValidLoader(valid_windows, track_documents=tracked) if valid_windows is not None else None,
         dataset=dataset,
         start=start,

@@ -27,6 +27,7 @@ from megatron_slw.train.learning_rate import learning_rate
 from megatron_slw.train.metrics import MetricsWriter, StepMetrics
 from megatron_slw.train.optimizer_statistics import VarianceSqrt, variance_sqrt
 from megatron_slw.train.progress_display import ProgressDisplay
+from megatron_slw.train.rehearsal import explained_out_of_memory
 from megatron_slw.train.signals import StopRequest
 from megatron_slw.train.units import count_text
 
@@ -104,6 +105,7 @@ def train(job: Job, stop_after: int | None = None) -> Progress:
 
     Raises:
         NonFiniteError: a loss or gradient norm is not finite; nothing was updated or saved for that step.
+        OutOfMemory: on a rank whose memory did not suffice.
         SaveError: a checkpoint could not be written.
     """
     config, progress, stability, pacing = job.config, job.start, job.stability, job.pacing
@@ -172,8 +174,9 @@ def _train_one(job: Job, step: BatchStep, before: Stability, output: _Output) ->
     groups = job.engine.groups
     blocks = job.train_data.read(step, groups.dp_rank, groups.dp_size)
     rate = learning_rate(job.config, job.plan, step.step, job.growth)
-    result = job.engine.train_step(blocks, step, rate)
-    variance = variance_sqrt(job.engine)
+    with explained_out_of_memory(job.config, step, groups.rank, f"in step {step.step + 1}"):
+        result = job.engine.train_step(blocks, step, rate)
+        variance = variance_sqrt(job.engine)
     seconds = time.perf_counter() - began
     after = before.after(result.loss, result.grad_norm if result.applied else math.nan)
     output.step(_metrics(job, step, rate, result, seconds, before.loss_ratio(result.loss), after, variance))
