@@ -193,8 +193,7 @@ def _metrics(
     stability: Stability,
     variance: VarianceSqrt | None,
 ) -> StepMetrics:
-    per_second = step.tokens / seconds
-    flops = per_second * flops_per_token(job.config.model, step.seq_len)
+    flops = step.rows * step.seq_len * flops_per_token(job.config.model, step.seq_len)  # masked labels cost the same
     return StepMetrics(
         step=step.after.step,
         tokens=step.after.tokens,
@@ -204,8 +203,8 @@ def _metrics(
         lr=rate,
         grad_norm=result.grad_norm,
         step_time_s=seconds,
-        tokens_per_s=per_second,
-        mfu=flops / job.peak_flops if job.peak_flops else None,
+        tokens_per_s=step.tokens / seconds,
+        mfu=flops / seconds / job.peak_flops if job.peak_flops else None,
         loss_ratio=loss_ratio,
         loss_ratio_count=stability.loss_ratio_count,
         spike_score=stability.spike_score,

@@ -61,27 +61,35 @@ def largest_steps(config: RunConfig, plan: Plan, first: int) -> list[BatchStep]:
     """One step of each shape, from step `first` of the plan on, that may need more memory than all others.
 
     These are the micro-batch of most tokens, the greatest length (attention's scores grow with its square), and under
-    pipelining the most tokens in flight on the first stage. Mostly they are one. The shape of step `first` is left out:
-    it comes next anyway.
+    pipelining the most tokens in flight on the first stage; of equals the one of most micro-batches, which keeps sums
+    of gradients. Mostly they are one. The shape of step `first` is left out: it comes next anyway. Rows packed from
+    pieces of samples are the first of their shape, so they are taken.
     """
     if first >= plan.total_steps:
         return []
     ends = [*(run.first_step for run in plan.runs[1:]), plan.total_steps]
     steps = [plan.at(max(run.first_step, first)) for run, end in zip(plan.runs, ends, strict=True) if end > first]
 
+    if config.curriculum is not None and config.curriculum.schedule_type == "loss_adaptive":
+        # The plan knows only what was decided so far. The samples of another length are read like those of truncation.
+        steps.append(replace(steps[-1], seq_len=config.curriculum.max_difficulty, ledger=None))
+
     def shape(step: BatchStep) -> tuple[int, MicroBatching]:
-        return step.seq_len, micro_batching(config, step.seq_len)
+        return step.seq_len, micro_batching(config, step.seq_len, step.rows)
+
+    def parts(step: BatchStep) -> int:
+        return shape(step)[1].parts
 
     def tokens(step: BatchStep) -> int:
         return step.seq_len * shape(step)[1].rows
 
     def in_flight(step: BatchStep) -> int:
-        return tokens(step) * min(config.parallel.pipeline, shape(step)[1].parts)
+        return tokens(step) * min(config.parallel.pipeline, parts(step))
 
     largest = (
-        max(steps, key=lambda step: (tokens(step), step.seq_len)),
-        max(steps, key=lambda step: (step.seq_len, tokens(step))),
-        max(steps, key=lambda step: (in_flight(step), step.seq_len)),
+        max(steps, key=lambda step: (tokens(step), step.seq_len, parts(step))),
+        max(steps, key=lambda step: (step.seq_len, tokens(step), parts(step))),
+        max(steps, key=lambda step: (in_flight(step), step.seq_len, parts(step))),
     )
     by_shape = {shape(step): step for step in largest}
     by_shape.pop(shape(steps[0]), None)
@@ -112,7 +120,7 @@ def _is_out_of_memory(error: Exception) -> bool:
 
 
 def _sentence(config: RunConfig, step: BatchStep, rank: int, what: str, error: Exception) -> str:
-    rows = micro_batching(config, step.seq_len).rows
+    rows = micro_batching(config, step.seq_len, step.rows).rows
     knobs = []
     if rows > config.micro_batch_size:
         knobs.append("lower training.micro_batch_tokens")

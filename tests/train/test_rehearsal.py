@@ -10,8 +10,12 @@ import numpy as np
 import pytest
 import torch
 
+from megatron_slw.config.schema import CurriculumConfig
+from megatron_slw.data.blend import open_samples
+from megatron_slw.data.loader import TrainLoader
 from megatron_slw.slw.batching import micro_batching
-from megatron_slw.slw.plan import Plan, Run, compile_plan
+from megatron_slw.slw.compile import compile_plan
+from megatron_slw.slw.plan import Plan, Run
 from megatron_slw.testing import WorkerPool, single_process, tiny_config, write_tiny_dataset
 from megatron_slw.train import job
 from megatron_slw.train.engine import Engine
@@ -91,6 +95,42 @@ def test_the_largest_micro_batch_and_the_greatest_length() -> None:
     assert [(step.step, step.seq_len) for step in largest_steps(merged, plan, 4)] == [(5, 32)]
     assert largest_steps(merged, plan, 6) == [], "the first step is the largest"
     assert largest_steps(merged, plan, 9) == [], "nothing is left to train"
+
+
+ADAPTIVE = {
+    "schedule_type": "loss_adaptive", "min_difficulty": 8, "max_difficulty": 32, "difficulty_step": 8, "patience": 2,
+}  # fmt: skip
+BATCH_WARMUP = {
+    "mode": "batch_size", "schedule_type": "fixed_discrete", "min_difficulty": 2, "max_difficulty": 8,
+    "difficulty": [2, 4, 8], "max_step": [2, 5],
+}  # fmt: skip
+
+
+def test_a_loss_adaptive_schedule_rehearses_a_length_that_is_not_in_its_plan_yet(folder: Path) -> None:
+    config = tiny_config(folder, curriculum=None)
+    config = config.model_copy(update={"curriculum": CurriculumConfig(**ADAPTIVE)})
+    plan = compile_plan(config)
+    assert {run.seq_len for run in plan.runs} == {8}, "the plan knows its future"
+    (step,) = largest_steps(config, plan, 0)
+    assert (step.seq_len, step.rows) == (32, 8)
+    windows = open_samples(config.data, 32, "train")
+    assert TrainLoader(windows, seed=1).read(step, 0, 1).tokens_BT.shape == (8, 32)
+
+
+def test_a_batch_warmup_rehearses_a_step_that_sums_gradients() -> None:
+    """One micro-batch of two rows keeps no gradients while the next is computed; four do."""
+    config = tiny_config("unused", curriculum=None).model_copy(
+        update={"batch_warmup": CurriculumConfig(**BATCH_WARMUP)}
+    )
+    assert [(step.step, step.rows) for step in largest_steps(config, compile_plan(config), 0)] == [(5, 8)]
+
+
+@pytest.mark.parametrize("mode", ["seqlen_reshape", "seqlen_replay", "seqlen_tailpack"])
+def test_every_mode_is_rehearsed_without_a_trace(pool: WorkerPool, folder: Path, mode: str) -> None:
+    config = tiny_config(folder, curriculum__mode=mode)
+    results = [pool.run(rehearsal_jobs.train, 1, (config, 3, rehearsed))[0] for rehearsed in (True, False)]
+    assert results[0][0][0] == (9, 32, 0.0, 0.0, 0.0)
+    assert results[0][0][1:] == results[1][0], "losses differ"
 
 
 def test_no_other_step_has_a_larger_shape() -> None:
