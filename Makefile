@@ -12,10 +12,10 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .PHONY: quickstart test lint clean
 
-quickstart: $(VENV)/requirements.stamp
+quickstart: $(VENV)/kernels.stamp
 	$(BIN)/python examples/quickstart/run.py $(if $(CORPUS),--corpus "$(CORPUS)")
 
-test: lint
+test: lint $(VENV)/kernels.stamp
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PYTEST_ARGS)
 
 lint: $(VENV)/requirements-dev.stamp
@@ -35,11 +35,16 @@ $(VENV)/requirements.stamp: requirements.txt setup.py pyproject.toml $(VENV)/cre
 	@$(PIP_INSTALL) --no-deps --editable .
 	@touch $@
 
+$(VENV)/kernels.stamp: $(wildcard csrc/*.* csrc/cpu/*.*) $(VENV)/requirements.stamp
+	@echo "building the kernels"
+	@$(BIN)/python csrc/build.py
+	@touch $@
+
 $(VENV)/requirements-dev.stamp: requirements-dev.txt $(VENV)/requirements.stamp
 	@echo "installing requirements-dev.txt into $(VENV)"
 	@$(PIP_INSTALL) -r requirements-dev.txt
 	@touch $@
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) build dist megatron_slw/ops/*.so *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

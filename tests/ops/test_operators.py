@@ -14,11 +14,11 @@ WIDTHS = (1, 2, 3, 7, 8, 15, 16, 17, 31, 33, 63, 64, 65, 127, 129, 200)
 TOLERANCE = {torch.float32: 3e-6, torch.float16: 2e-3, torch.bfloat16: 1.6e-2, torch.float64: 1e-13}
 
 
-def assert_close(found: Tensor, truth: Tensor, dtype: torch.dtype, what: str) -> None:
+def assert_close(found: Tensor, truth: Tensor, dtype: torch.dtype, what: str, slack: float = 1.0) -> None:
     """The norm of the difference over that of the truth; near zero it is absolute. NaN never passes."""
     assert found.shape == truth.shape and found.dtype in (dtype, torch.float32, torch.float64), what
     difference = (found.double() - truth).abs()
-    limit = TOLERANCE[dtype] * max(1.0, float(truth.norm()))
+    limit = slack * TOLERANCE[dtype] * max(1.0, float(truth.norm()))
     assert float(difference.norm()) <= limit, f"{what}: off by {float(difference.norm())} of {float(truth.norm())}"
 
 
@@ -26,8 +26,9 @@ def compare(name: str, rows: int, width: int, dtype: torch.dtype, spread: float 
     case = CASES[name]
     tensors, rest = inputs(case, rows, width, dtype, spread), case.rest(rows, width)
     truth = run(case.truth, [x.double() for x in tensors], rest)
+    slack = 30.0 if name in NORM and width == 1 else 1.0  # no variance: rounding is multiplied by eps ** -0.5 = 316
     for i, (found, true) in enumerate(zip(run(case.ours, tensors, rest), truth, strict=True)):
-        assert_close(found, true, dtype, f"{name} {rows} x {width} {dtype} result {i}")
+        assert_close(found, true, dtype, f"{name} {rows} x {width} {dtype} result {i}", slack)
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -25,7 +25,7 @@ def samples() -> Iterator[tuple[str, tuple]]:
     """Arguments for each operator; the backward ones have no derivative of their own."""
     yield "causal_softmax", (x(2, 3, 9, 9), 0.5, None)
     yield "causal_softmax", (x(2, 3, 9, 9), 0.5, seen_by_document(2, 9))
-    probabilities = x(2, 3, 9, 9, grad=False).softmax(-1)
+    probabilities = x(2, 3, 9, 9, grad=False).softmax(-1).tril()
     yield "causal_softmax_backward", (x(2, 3, 9, 9, grad=False), probabilities, 0.5, None)
     yield "masked_softmax", (x(2, 3, 9, 9), some_seen(2, 9), 0.5)
     yield "masked_softmax_backward", (x(2, 3, 9, 9, grad=False), probabilities, 0.5)
