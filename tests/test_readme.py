@@ -30,6 +30,7 @@ RUN_ELSEWHERE = {
     "deepspeed": "tests/train/test_pretrain.py",
     "python tools/evaluate.py": "tests/tools/test_evaluate_and_generate.py",
     "python tools/generate.py": "tests/tools/test_evaluate_and_generate.py",
+    "python tools/report.py": "tests/tools/test_report.py",
 }
 """Commands that take minutes or a trained model, and the file that runs them."""
 

@@ -29,12 +29,11 @@ def draw(panel: Panel, runs: Sequence[Run], axes: Axes) -> str:
     known = [(number, run) for number, run in enumerate(runs) if run.has(panel.measure)]
     frame = frame_of(panel, runs, axes)
     content = [_grid(frame), _goal(frame)]
-    content += [_marks(frame, number, run) for number, run in known]
     content.append(
         f'<svg viewBox="0 0 1000 {panel.height}" preserveAspectRatio="none" width="100%" height="{panel.height}" '
         f'overflow="hidden">{"".join(_lines(frame, number, run) for number, run in known)}</svg>'
     )
-    content += [_points(frame, number, run) for number, run in known]
+    content += [_marks(frame, number, run) + _points(frame, number, run) for number, run in known]
     content += _labels(frame, known) if panel.kind != "stairs" else []
     content.append(f'<line class="cursor" y1="0" y2="{panel.height}" visibility="hidden"/>')
     names = ", ".join(f"{LETTERS[number]} {run.name}" for number, run in known)

@@ -236,7 +236,7 @@ def _read_scores(folder: Path) -> dict[str, float]:
         try:
             content = read_json(path)
         except ConfigError as error:
-            raise ConfigError(f"{path}: {error}") from None
+            raise ConfigError(f"{path}: {error} Make it again, or take it out.") from None
         found |= {f"{path.stem} {name}": value for name, value in _scores(content).items()}
     if len(found) > _MAX_SCORES:
         raise ConfigError(f"{folder} has {len(found)} scores, at most {_MAX_SCORES} are shown: take files out")
