@@ -14,8 +14,8 @@ import numpy as np
 
 from megatron_slw.report.smoothing import Floats
 
-CAPACITY = 640
-"""Intervals at most, and half as many at least in a longer run: about one for each pixel of a chart."""
+CAPACITY = 512
+"""Intervals at most, and half as many at least in a longer run: one for each pixel or two of a chart."""
 
 
 @dataclass(frozen=True)

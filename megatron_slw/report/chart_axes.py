@@ -119,9 +119,9 @@ def cut_off(frame: Frame, runs: Sequence[Run]) -> float | None:
 
 
 def _late(run: Run, axes: Axes) -> list[bool]:
-    places = axes.intervals(run, axes.shown) or [1000.0]
+    places = axes.intervals(run, axes.shown) or [1000.0] * len(run.reduced)
     late = [place >= 1000 * BEGINNING for place in places]
-    return late if any(late) else [True] * len(run.reduced)
+    return late if any(late) else [True] * len(late)
 
 
 def _is_late(run: Run, position: Position, axes: Axes) -> bool:

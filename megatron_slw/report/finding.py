@@ -15,8 +15,10 @@ _TOKENS, _TIME = 1, 3
 def finding(comparison: Comparison) -> str:
     """Which run reached the target at the least tokens and what it saved beside the first, or that none did."""
     runs, target, base = comparison.runs, comparison.target, comparison.reached[0]
-    if target is None or not any(run.evaluations for run in runs):
+    if not any(run.evaluations for run in runs):
         return f"{listing([run.name for run in runs], 'and')}: no validation loss to compare"
+    if target is None:
+        return f"{runs[0].name} has no validation loss to compare with"
     if len(runs) == 1:
         return _alone(runs[0], base, target, comparison.target_given)
     goal = f"validation loss {target:.3f}"

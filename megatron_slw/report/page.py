@@ -107,6 +107,8 @@ def notes(comparison: Comparison) -> list[str]:
             f"The cost of reaching loss {comparison.target:.3f}{whose}: between the evaluation above it and the next, "
             "the loss is taken to fall on a straight line."
         )
+    elif any(run.evaluations for run in runs):
+        found.append("--target-loss sets the loss to reach where the first run was never evaluated.")
     if any(run.correlations["variance_sqrt_l1"] for run in runs):
         found.append("Correlations are Pearson’s over all steps; p takes them as independent, so it is too small.")
     if any(len(run.reduced) < run.reduced.count[:, 0].sum() for run in runs):

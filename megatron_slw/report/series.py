@@ -22,6 +22,8 @@ CORRELATED = ("variance_sqrt_l1", "variance_sqrt_abs_max")
 """With loss_ratio."""
 MAX_MARKS = 20
 """Of a run that are drawn; one that was resumed more often is counted, not drawn, from there on."""
+MAX_EVALUATIONS = 100_000
+"""They are kept one by one, unlike the steps."""
 LARGEST = 1e100
 """No number of a run comes near it, and its square still is one."""
 _COUNTS = ("step", "documents", "bytes", "tokens")
@@ -159,6 +161,8 @@ class _Reader:
     def _evaluate(self, record: Record, now: Position) -> None:
         loss = number_in(record, "val_loss")
         if math.isfinite(loss):
+            if len(self._evaluations) == MAX_EVALUATIONS:
+                raise ConfigError(f"a page takes at most {MAX_EVALUATIONS:,} evaluations of a run: leave lines out")
             self._evaluations.append((now, loss))
         tasks = {name: value for name, value in record.items() if name not in _NOT_SCORES}
         self._task_scores = _scores(tasks) or self._task_scores

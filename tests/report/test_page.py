@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import re
 from collections.abc import Sequence
 from html.parser import HTMLParser
@@ -18,7 +19,7 @@ from megatron_slw.report.finding import finding
 from megatron_slw.report.inputs import read_runs
 from megatron_slw.report.page import notes, panels, render, write
 from megatron_slw.report.table import Comparison, compare, rows, span_text, summary
-from tests.report.run_files import evaluation, falling, step, write_run
+from tests.report.run_files import evaluation, falling, stable_step, step, write_run
 
 HOSTILE = '<script>alert(1)</script>"\'&'
 VOID = {"meta"}
@@ -127,6 +128,9 @@ def test_the_title_where_the_others_are_worse_or_nothing_was_evaluated(tmp_path:
     found = comparison(tmp_path, a=[step(1)], b=[step(1)])
     assert finding(found) == "a and b: no validation loss to compare"
     assert not any("loss 4" in label for label in cells(found))
+    found = comparison(tmp_path, a=[step(1)], b=[step(1), evaluation(1, 2.0)])
+    assert finding(found) == "a has no validation loss to compare with"
+    assert any("--target-loss" in note for note in notes(found))
 
 
 def test_a_target_reached_before_the_first_evaluation(tmp_path: Path) -> None:
@@ -217,6 +221,15 @@ def test_what_no_run_recorded_is_left_out_and_said(tmp_path: Path) -> None:
     assert any(note.startswith("No run has a record of") for note in notes(old))
 
 
+def test_a_run_without_tokens_is_on_the_other_axes(tmp_path: Path) -> None:
+    found = comparison(tmp_path, a=[step(n, tokens=None) for n in (1, 2, 3)], b=[step(n) for n in (1, 2, 3)])
+    assert cells(found)["tokens"] == ("–", "300")
+    svg = draw(panels(found)[0], found.runs, make_axes(found.runs))
+    assert re.findall(r'<path class="line (c.)"[^>]*style="display:none"/>', svg) == ["c0"]
+    alone = comparison(tmp_path, a=[step(n, tokens=None) for n in (1, 2, 3)])
+    assert make_axes(alone.runs).shown == "step" and 'data-clock="step"' in render(alone)
+
+
 def test_one_step_and_gaps_are_drawn(tmp_path: Path) -> None:
     records = [step(n, loss=None if n in (3, 4) else 2.0) for n in range(1, 8)]
     text = render(comparison(tmp_path, a=records, b=[step(1, loss=None)], c=[step(1)]))
@@ -226,11 +239,14 @@ def test_one_step_and_gaps_are_drawn(tmp_path: Path) -> None:
 
 
 def test_a_long_run_stays_small_and_keeps_its_spike(tmp_path: Path) -> None:
-    records = [step(n, loss=3.0 + 0.001 * (n % 7), grad_norm=50.0 if n == 3333 else 1.0) for n in range(1, 6000)]
-    records += [evaluation(6000, 3.0)]
-    names = {f"run{n}": records for n in range(5)}
-    text = render(comparison(tmp_path, **names))
-    assert len(text) < 700_000
+    rng = random.Random(1)  # digits that differ: the largest page that so many runs can have
+    records = []
+    for n in range(1, 1022):
+        noisy = {name: rng.random() for name in ("loss", "loss_ratio", "variance_sqrt_l1", "variance_sqrt_abs_max")}
+        records.append(stable_step(n, **noisy, grad_norm=50.0 if n == 333 else rng.random()))
+        records += [evaluation(n, 3.0)] if n % 20 == 0 else []
+    text = render(comparison(tmp_path, **{f"run{n}": records for n in range(5)}))
+    assert len(text) < 1_000_000
     (y,) = set(re.findall(r'"grad_norm":\[\[.*?\],\[(.*?)\]', text))
     assert max(map(float, y.split(","))) == 50.0
 

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from megatron_slw.config.errors import ConfigError
+from megatron_slw.report import series
 from megatron_slw.report.inputs import read_runs
 from megatron_slw.report.series import MAX_MARKS, read_run
 from tests.report.run_files import evaluation, falling, stable_step, step, write_run
@@ -115,6 +116,13 @@ def test_a_damaged_evaluation_is_named(tmp_path: Path) -> None:
     (folder / "x.json").write_text(json.dumps({f"task {n}": 0.5 for n in range(99)}))
     with pytest.raises(ConfigError, match="99 scores"):
         read_run("a", tmp_path)
+
+
+def test_evaluations_do_not_fill_the_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(series, "MAX_EVALUATIONS", 2)
+    records = [step(1), evaluation(1, 3.0), evaluation(1, 3.0), evaluation(1, 3.0)]
+    with pytest.raises(ConfigError, match="line 4: a page takes at most 2 evaluations"):
+        read_run("a", write_run(tmp_path, records))
 
 
 def test_names_of_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
