@@ -60,6 +60,11 @@ def tensors_name(rank: int, part: int) -> str:
     return f"tensors-{rank:05d}-{part:03d}.safetensors"
 
 
+def is_step_name(name: str) -> bool:
+    """Whether a folder of this name counts as a checkpoint of a run."""
+    return _STEP.fullmatch(name) is not None
+
+
 def complete_checkpoints(directory: Path) -> list[Path]:
     """Every complete checkpoint of a run, oldest first."""
     if not directory.is_dir():
@@ -115,15 +120,25 @@ def commit(writing: Path, final: Path, files: Mapping[str, FileRecord], keep_las
         files: the record of every file.
         keep_last: complete checkpoints to keep, the new one included.
     """
+    write_manifest(writing, files)
+    rename_complete(writing, final)
+    for old in complete_checkpoints(final.parent)[:-keep_last]:
+        delete(old)
+
+
+def write_manifest(writing: Path, files: Mapping[str, FileRecord]) -> None:
+    """List the fully written, fsynced files of a folder; from now on `rename_complete` makes it a checkpoint."""
     listed = {name: {"bytes": record.size, "sha256": record.sha256} for name, record in sorted(files.items())}
     write_json(writing / MANIFEST, {"format": FORMAT, "version": VERSION, "files": listed})
     sync(writing)
+
+
+def rename_complete(writing: Path, final: Path) -> None:
+    """Give a folder with a manifest its name as a checkpoint, in the place of an older one of that name."""
     if final.exists():
         delete(final)
     os.rename(writing, final)
     sync(final.parent)
-    for old in complete_checkpoints(final.parent)[:-keep_last]:
-        delete(old)
 
 
 def delete(checkpoint: Path) -> None:

@@ -89,7 +89,7 @@ def save_checkpoint(
     dataset: dict[str, Any] | None,
     keep_last: int,
     stability: Stability,
-    growth: GrowthRecord | None = None,
+    growth: GrowthRecord | None,
     pacing: AdaptivePacing | None = None,
 ) -> Path:
     """Save after `progress.step` steps. Collective.
@@ -102,7 +102,7 @@ def save_checkpoint(
         dataset: what identifies the training data, to be compared at resume.
         keep_last: complete checkpoints to keep.
         stability: what the instruments measured.
-        growth: what the model that is trained grew by.
+        growth: what the model that is trained grew by; None for one that never grew.
         pacing: what a loss_adaptive schedule has decided; None of any other.
 
     Returns:

@@ -46,12 +46,12 @@ def run(config: RunConfig, until: int, save_at: tuple[int, ...] = ()) -> dict[st
     for number in range(progress.step, until):
         step = job.plan.at(number)
         blocks = job.train_data.read(step, groups.dp_rank, groups.dp_size)
-        result = job.engine.train_step(blocks, step, learning_rate(job.config, job.plan, number))
+        result = job.engine.train_step(blocks, step, learning_rate(job.config, job.plan, number, job.growth))
         losses[number], tokens[number] = result.loss, blocks.tokens_BT.copy()
         draws[number] = float(torch.rand(()))
         progress = step.after
         if progress.step in save_at:
-            save_checkpoint(job.engine, job.checkpoints, progress, job.plan, job.dataset, 10, Stability())
+            save_checkpoint(job.engine, job.checkpoints, progress, job.plan, job.dataset, 10, Stability(), job.growth)
     return {
         "losses": losses,
         "tokens": tokens,
@@ -86,7 +86,7 @@ def save_fails_on_one_rank(config: RunConfig, broken_rank: int) -> str:
 
         original, save.save_file = save.save_file, full_disk
     try:
-        save_checkpoint(job.engine, job.checkpoints, Progress(1, 8, 64), job.plan, job.dataset, 2, Stability())
+        save_checkpoint(job.engine, job.checkpoints, Progress(1, 8, 64), job.plan, job.dataset, 2, Stability(), None)
     except save.SaveError as error:
         return str(error)
     finally:

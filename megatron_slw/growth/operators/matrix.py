@@ -18,6 +18,7 @@ from torch import Tensor
 
 from megatron_slw.growth.operators.axis import Axis
 
+NOISE_ENTRIES = 1 << 20  # of noise that exist at a time
 Share = Literal["matching", "even"]
 """matching: a copy of an output reads the copy of each input with its own number, modulo the number of copies (the
 block-diagonal of arXiv 2203.06211); even: it reads 1/n of each of n copies (arXiv 2409.12903). Matching is even where
@@ -72,27 +73,31 @@ def copy_matrix(weight_OI: Tensor, rows: Axis, columns: Axis) -> Tensor:
     return grown_oi
 
 
-def paired_noise(weight_OI: Tensor, rows: int, columns: Axis, snr_db: float, generator: torch.Generator) -> Tensor:
-    """Noise that breaks the symmetry of copies without changing what the matrix computes: (rows, new columns).
+def add_paired_noise(
+    grown_oi: Tensor, weight_OI: Tensor, columns: Axis, snr_db: float, generator: torch.Generator
+) -> None:
+    """Add noise that breaks the symmetry of copies without changing what the matrix computes, in place.
 
     Drawn for each entry, less its mean over the copies of the same input; for two copies that is +e and -e
-    (arXiv 2409.12903, section 3.3). Its power is `snr_db` decibels below that of an even share W / n.
-
-    Inputs that have one copy get none.
+    (arXiv 2409.12903, section 3.3). Its power is `snr_db` decibels below that of an even share W / n. Inputs that
+    have one copy get none.
     """
-    noise_oi = torch.randn(rows, columns.new_size, generator=generator, dtype=weight_OI.dtype)
+    if not bool((columns.copies > 1).any()):
+        return
     copies = columns.copies.to(weight_OI.dtype)
-    k = columns.tiles
-    if k is not None:
-        blocks = noise_oi.view(rows, k, columns.size)
-        blocks -= blocks.mean(1, keepdim=True)
-    else:
-        sums_oI = noise_oi.new_zeros(rows, columns.size).index_add_(1, columns.filled, noise_oi * ~columns.is_new)
-        noise_oi -= sums_oI.index_select(1, columns.filled) / copies
     amplitude = rms(weight_OI) * 10 ** (-snr_db / 20)
     several = (copies > 1) & ~columns.is_new
-    noise_oi *= torch.where(several, amplitude / (copies * (copies - 1)).clamp(min=1).sqrt(), 0.0).to(noise_oi.dtype)
-    return noise_oi
+    scale_i = torch.where(several, amplitude / (copies * (copies - 1)).clamp(min=1).sqrt(), 0.0).to(weight_OI.dtype)
+    for rows_oi in grown_oi.split(max(1, NOISE_ENTRIES // columns.new_size)):
+        noise_oi = torch.randn(rows_oi.shape, generator=generator, dtype=weight_OI.dtype)
+        if columns.tiles is not None:
+            blocks = noise_oi.view(len(rows_oi), columns.tiles, columns.size)
+            blocks -= blocks.mean(1, keepdim=True)
+        else:
+            sums_oI = noise_oi.new_zeros(len(rows_oi), columns.size)
+            sums_oI.index_add_(1, columns.filled, noise_oi * ~columns.is_new)
+            noise_oi -= sums_oI.index_select(1, columns.filled) / copies
+        rows_oi.addcmul_(noise_oi, scale_i)
 
 
 def rms(tensor: Tensor) -> float:

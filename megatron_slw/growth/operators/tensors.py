@@ -11,7 +11,7 @@ from torch import Tensor
 
 from megatron_slw.growth.operators import names
 from megatron_slw.growth.operators.axis import Axis, tiled
-from megatron_slw.growth.operators.matrix import expand_matrix, paired_noise, rms
+from megatron_slw.growth.operators.matrix import add_paired_noise, expand_matrix, rms
 from megatron_slw.growth.operators.width import Width
 
 NEW_INPUT_DB = 10.0  # new inputs of old outputs, in decibels below them: they are zero at first, but must differ
@@ -48,7 +48,7 @@ def grow_reader(weight_HC: Tensor, width: Width, inner: Axis, generator: torch.G
     """
     grown_hc = expand_matrix(weight_HC, inner, width.residual, width.share)
     if width.snr_db is not None:
-        grown_hc += paired_noise(weight_HC, inner.new_size, width.residual, width.snr_db, generator)
+        add_paired_noise(grown_hc, weight_HC, width.residual, width.snr_db, generator)
     size = rms(weight_HC)
     if width.residual.has_new:
         extra = int(width.residual.is_new.sum())
@@ -71,7 +71,7 @@ def grow_writer(weight_CH: Tensor, width: Width, inner: Axis, generator: torch.G
         mean_1H = weight_CH.mean(0, keepdim=True)
         grown_ch[width.residual.is_new] = expand_matrix(mean_1H, tiled(1, 1), inner, width.share)
     if width.snr_db is not None:
-        grown_ch += paired_noise(weight_CH, width.residual.new_size, inner, width.snr_db, generator)
+        add_paired_noise(grown_ch, weight_CH, inner, width.snr_db, generator)
     return grown_ch
 
 

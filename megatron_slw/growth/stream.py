@@ -1,0 +1,162 @@
+"""Write a training state tensor by tensor: bounded memory, several files at a time, resumable after a kill.
+
+A file is written under a name that ends in `.part`, fsynced and renamed. So a file without `.part` is whole, and a
+second run keeps it; what is in a file depends on the request alone, which `REQUEST` holds, so that files of another
+request are never taken for this one's.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from math import prod
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from megatron_slw.checkpoint import format as layout
+from megatron_slw.growth.stage import TensorSource
+
+FILE_BYTES = 256 << 20
+REQUEST = "request.json"
+PART = ".part"
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+class MemoryBudget:
+    """Bytes that the workers may hold together; more than all of it is had by one alone."""
+
+    def __init__(self, limit: int) -> None:
+        self.limit, self._held = limit, 0
+        self._changed = threading.Condition()
+
+    @contextmanager
+    def held(self, size: int) -> Iterator[None]:
+        """Wait for `size` bytes, and give them back at the end."""
+        size = min(size, self.limit)
+        with self._changed:
+            self._changed.wait_for(lambda: self._held + size <= self.limit)
+            self._held += size
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._held -= size
+                self._changed.notify_all()
+
+
+def split_files(shapes: Shapes, limit: int = FILE_BYTES) -> list[list[str]]:
+    """The keys of each file, in order: at most `limit` bytes, or one tensor."""
+    files: list[list[str]] = []
+    used = limit + 1
+    for key, shape in shapes.items():
+        size = 4 * prod(shape)
+        if used + size > limit:
+            files.append([])
+            used = 0
+        files[-1].append(key)
+        used += size
+    return files
+
+
+def prepare(writing: Path, request: Mapping[str, Any]) -> None:
+    """Make the folder, or keep that of an earlier run of the same request; any other's is removed."""
+    content = json.dumps(request, sort_keys=True)
+    known = writing / REQUEST
+    if not (known.is_file() and known.read_text(encoding="utf-8") == content):
+        shutil.rmtree(writing, ignore_errors=True)
+        writing.mkdir(parents=True)
+        known.write_text(content, encoding="utf-8")
+
+
+def write_all(source: TensorSource, writing: Path, workers: int, done: Callable[[str, int], None]) -> None:
+    """Write every tensor of `source` and its index into the folder; whole files that are there already are kept.
+
+    Args:
+        source: gives the tensors; asked for several at a time.
+        writing: from `prepare`.
+        workers: files written at a time.
+        done: told of each key and its bytes, from the workers' threads.
+
+    Raises:
+        OSError: a file cannot be written.
+    """
+    shapes = source.shapes
+    files = split_files(shapes)
+    names = [layout.tensors_name(0, part) for part in range(len(files))]
+    largest = max(4 * prod(shape) for shape in shapes.values())
+    budget = MemoryBudget(largest + largest // 2)
+
+    def write(name: str, keys: list[str]) -> layout.FileRecord:
+        path = writing / name
+        if path.is_file():
+            record = layout.file_record(path)
+            for key in keys:
+                done(key, 4 * prod(shapes[key]))
+            return record
+        return write_file(path, {key: shapes[key] for key in keys}, source, budget, done)
+
+    with ThreadPoolExecutor(workers) as pool:
+        records = dict(zip(names, pool.map(write, names, files), strict=True))
+    blocks = {
+        key: {"file": name, "shape": list(shapes[key]), "dim": None, "start": 0, "stop": 0}
+        for name, keys in zip(names, files, strict=True)
+        for key in keys
+    }
+    listed = {name: {"bytes": record.size, "sha256": record.sha256} for name, record in records.items()}
+    layout.write_json(writing / layout.index_name(0), {"files": listed, "blocks": blocks})
+
+
+def write_file(
+    path: Path, shapes: Shapes, source: TensorSource, budget: MemoryBudget, done: Callable[[str, int], None]
+) -> layout.FileRecord:
+    """One safetensors file, hashed as it is written: size and SHA-256."""
+    digest = hashlib.sha256()
+    part = path.with_name(path.name + PART)
+    with open(part, "wb", buffering=0) as file:
+        size = _write(file.fileno(), header(shapes), digest)
+        for key, shape in shapes.items():
+            with budget.held(4 * prod(shape)):
+                tensor = source.tensor(key)
+                if tuple(tensor.shape) != shape:
+                    raise ValueError(f"{key} has shape {tuple(tensor.shape)}, not {shape}")
+                size += _write(file.fileno(), _bytes(tensor), digest)
+                del tensor
+            done(key, 4 * prod(shape))
+        os.fsync(file.fileno())
+    os.rename(part, path)
+    layout.sync(path.parent)
+    return layout.FileRecord(size, digest.hexdigest())
+
+
+def header(shapes: Shapes) -> memoryview:
+    """The beginning of a safetensors file of fp32 tensors in this order."""
+    entries, first = {}, 0
+    for key, shape in shapes.items():
+        last = first + 4 * prod(shape)
+        entries[key] = {"dtype": "F32", "shape": list(shape), "data_offsets": [first, last]}
+        first = last
+    text = json.dumps(entries, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return memoryview(len(text).to_bytes(8, "little") + text)
+
+
+def _bytes(tensor: Tensor) -> memoryview:
+    return tensor.contiguous().numpy().data.cast("B")
+
+
+def _write(handle: int, data: memoryview, digest: Any) -> int:
+    """Write all of it in pieces that stay in the cache while they are hashed."""
+    for first in range(0, len(data), 1 << 22):
+        piece = data[first : first + (1 << 22)]
+        digest.update(piece)
+        while piece:
+            piece = piece[os.write(handle, piece) :]
+    return len(data)
