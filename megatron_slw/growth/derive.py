@@ -106,7 +106,8 @@ def derive(
         _restart(tree, paths, checkpoint)
         config = _resolved(tree, checkpoint.config.world_size, target)
     same_plan = not restarts and config.training == checkpoint.config.training
-    plan = checkpoint.plan if same_plan else compile_plan(config)
+    decisions = checkpoint.pacing.decisions if checkpoint.pacing is not None and not restarts else ()
+    plan = checkpoint.plan if same_plan else compile_plan(config, decisions)
     progress = Progress() if restarts else checkpoint.progress
     own = _stage_multipliers(checkpoint, stages, options)
     record = _record(checkpoint, config, stages, options, progress, plan, own)
@@ -118,8 +119,8 @@ def derive(
         "dataset": _dataset(checkpoint, config, paths),
         "growth": record.to_json(),
     }
-    if restarts:
-        state.pop("stability", None)
+    if restarts:  # what was measured on the other clock
+        state = {name: value for name, value in state.items() if name not in ("stability", "pacing")}
     return GrownRun(config, tree, progress, plan, record, state, own)
 
 
