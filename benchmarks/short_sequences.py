@@ -3,7 +3,8 @@
     python benchmarks/short_sequences.py [--json FILE]
 
 One CPU process. The same rows at every length, so a short step has few tokens; what counts is tokens per second next to
-the full length's. Both engines take turns on the same tokens; medians.
+the full length's, and seconds per FLOP next to its (1 is a step exactly as much cheaper as it computes less). Both
+engines take turns on the same tokens; medians.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from megatron_slw.slw.batching import micro_batching
 from megatron_slw.slw.plan import BatchStep
 from megatron_slw.testing import single_process, tiny_config
 from megatron_slw.train.engine import Engine
+from megatron_slw.train.estimate import flops_per_token
 
 
 def make_engine(full: int, rows: int, micro: int, merge: bool) -> Engine:
@@ -75,13 +77,23 @@ def main(argv: list[str] | None = None) -> int:
             batching = micro_batching(engines["merged"].config, length)
             shown = "  ".join(f"{name} {rate[length]:8,.0f} tokens/s" for name, rate in rates.items())
             print(f"length {length:5d}  {shown}   merged into {batching.parts} x {batching.rows} rows", flush=True)
+    model = engines["merged"].config.model
+    per_flop = {
+        name: {
+            n: rate[lengths[-1]] * flops_per_token(model, lengths[-1]) / (rate[n] * flops_per_token(model, n))
+            for n in rate
+        }
+        for name, rate in rates.items()
+    }
+    for name, values in per_flop.items():
+        print(f"{name:8} seconds per FLOP: " + "  ".join(f"{n}: {v:.2f}" for n, v in values.items()))
     flatness = {name: rate[lengths[0]] / rate[lengths[-1]] for name, rate in rates.items()}
     print(f"length {lengths[0]} / length {lengths[-1]}: " + ", ".join(f"{n} {v:.2f}" for n, v in flatness.items()))
     if args.json:
         result = {
             "benchmark": "short_sequences", "machine": platform.processor() or platform.machine(),
             "torch": torch.__version__, **{k: v for k, v in vars(args).items() if k != "json"},
-            "tokens_per_s": rates, "shortest_over_full": flatness,
+            "tokens_per_s": rates, "shortest_over_full": flatness, "seconds_per_flop_over_full": per_flop,
         }  # fmt: skip
         args.json.parent.mkdir(parents=True, exist_ok=True)
         args.json.write_text(json.dumps(result, indent=1) + "\n")
