@@ -21,7 +21,7 @@ from megatron_slw.slw.compile import compile_plan
 from megatron_slw.testing import WorkerPool, tiny_config, write_tiny_dataset
 from megatron_slw.train.engine import Engine
 
-RATE = 0.5
+RATE = 64.0  # so large that the rounding of the new weight hardly shows in the change
 
 
 def stepped(config: RunConfig, number: int) -> tuple[float, list[tuple[str, int, np.ndarray]]]:
@@ -66,7 +66,7 @@ def test_loss_and_gradients_of_the_same_labels_in_a_full_pass(
         max_step=(1,),
     )  # fmt: skip
     config = tiny_config(
-        tmp_path, optimizer={"type": "SGD", "weight_decay": 0.0}, gradient_clipping=0.0, world_size=world_size,
+        tmp_path, optimizer={"type": "SGD", "lr": RATE, "weight_decay": 0.0}, gradient_clipping=0.0, world_size=world_size,
         curriculum={"mode": "seqlen_replay", "difficulty": (8, 20, 32), "max_step": (3, 5)}, train_batch_size=12,
         training={"train_steps": 12}, batch_warmup=rows,
     )  # fmt: skip
