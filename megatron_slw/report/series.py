@@ -59,7 +59,7 @@ class Run:
     marks: tuple[Mark, ...]
     resumes: int
     discarded: float | None
-    """Tokens that were read but cut off."""
+    """Tokens of the samples read that were not trained."""
     spikes: int | None
     """Steps with a loss ratio above RATIO_LIMIT; None where no ratio was recorded."""
     spike_score: float | None

@@ -103,7 +103,7 @@ def rows(comparison: Comparison) -> list[Row]:
     """The lines of the table; one that no run has a number for is left out."""
     runs, first = comparison.runs, comparison.reached[0]
     result = [Row(f"{_CLOCK_NAMES[c]}", tuple(clock_text(c, run.end[i]) for run in runs)) for i, c in enumerate(CLOCKS)]
-    result.append(_row("tokens cut off", runs, lambda run: _text(run.discarded, partial(clock_text, "tokens"))))
+    result.append(_row("tokens read but not trained", runs, _discarded))
     result.append(_row("final validation loss", runs, _final))
     result.append(_row("best validation loss", runs, _best))
     if comparison.target is not None:
@@ -166,6 +166,10 @@ def pearson_text(found: Pearson | None) -> str:
 
 def _correlation(name: str, run: Run) -> str:
     return pearson_text(run.correlations[name])
+
+
+def _discarded(run: Run) -> str:
+    return _text(run.discarded, partial(clock_text, "tokens"))
 
 
 def _final(run: Run) -> str:
