@@ -44,6 +44,7 @@ SCHEDULES = {
         ("difficulty_step", "patience"), (), ("max_distinct_lengths", "min_improvement", "smoothing")
     ),
 }
+ADAPTIVE_DEFAULTS = {"min_improvement": 0.0, "smoothing": 0.98}
 BATCH_SCHEDULES = ("fixed_linear", "fixed_root", "fixed_discrete")
 SCHEDULE_KEYS = tuple(sorted({key for keys in SCHEDULES.values() for key in keys.all}))
 
@@ -200,6 +201,7 @@ def _schedule(block: dict[str, Any], path: str, mode: str) -> CurriculumConfig:
             f"{inner_path} must have exactly one of {listing(keys.one_of)}: it says how long schedule_type "
             f"{schedule_type} takes. There is {found}."
         )
+    inner = ADAPTIVE_DEFAULTS | inner if schedule_type == "loss_adaptive" else inner
     top = {name: block[name] for name in ("schedule_type", "min_difficulty", "max_difficulty")}
     return validate(
         CurriculumConfig, {"mode": mode, **top, **inner}, path, inner={name: inner_path for name in keys.all}

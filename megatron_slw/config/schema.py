@@ -239,9 +239,9 @@ class CurriculumConfig(Section):
     """Import path module:function, called as function(t, min_difficulty, max_difficulty) with the step t from 1 on."""
     patience: PositiveInt | None = None
     """Steps without a lower smoothed loss after which a loss_adaptive schedule lengthens."""
-    min_improvement: Probability = 0.0
+    min_improvement: Probability | None = None
     """Share of the lowest smoothed loss by which a lower one must fall to count."""
-    smoothing: Probability = 0.98
+    smoothing: Probability | None = None
     """Weight of the past in the smoothed loss."""
 
 

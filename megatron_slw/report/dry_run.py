@@ -194,7 +194,7 @@ def _plan_lines(report: dict[str, Any]) -> list[str]:
         schedule += f"   full length from step {from_step:,}" if from_step else "   full length never reached"
     lines = [_line("length plan", schedule)]
     if warmup is not None:
-        lines.append(_line("batch plan", f"{_schedule_text(warmup, report, 2)} rows"))
+        lines.append(_line("batch plan", f"rows {_schedule_text(warmup, report, 2)}"))
     totals = f"steps {report['steps']:,}   tokens trained {count_text(report['tokens_trained'])}"
     if curriculum is not None:
         totals += f"   cut off {count_text(report['tokens_discarded'])}"
@@ -204,7 +204,7 @@ def _plan_lines(report: dict[str, Any]) -> list[str]:
     lines.append(_line("", totals))
     if curriculum is not None and curriculum["schedule_type"] == "loss_adaptive":
         lines.append(_line("", "lengths are decided while training: steps and tokens as if none ever were"))
-    return lines + [_line("warning" if not number else "", text) for number, text in enumerate(report["warnings"])]
+    return lines + [line for text in report["warnings"] for line in _paragraph("warning", text)]
 
 
 def _schedule_text(schedule: dict[str, Any], report: dict[str, Any], column: int) -> str:
@@ -252,6 +252,10 @@ def _configuration_lines(configuration: dict[str, Any]) -> list[str]:
     lines = []
     for label, section in {"run": run, **sections}.items():
         pairs = [f"{name} {json.dumps(value)}" for name, value in section.items() if value is not None]
-        text = textwrap.wrap(", ".join(pairs), _WIDTH - _LABEL, break_long_words=False) or ["none"]
-        lines += [_line(label if first == 0 else "", part) for first, part in enumerate(text)]
+        lines += _paragraph(label, ", ".join(pairs) or "none")
     return lines
+
+
+def _paragraph(label: str, text: str) -> list[str]:
+    parts = textwrap.wrap(text, _WIDTH - _LABEL, break_long_words=False)
+    return [_line(label if first == 0 else "", part) for first, part in enumerate(parts)]

@@ -41,18 +41,18 @@ class AdaptivePacing:
             loss: mean over the global batch, in nats.
             curriculum: resolved, of type loss_adaptive.
         """
-        if curriculum.patience is None or curriculum.difficulty_step is None:
-            raise ValueError("a loss_adaptive curriculum has patience and difficulty_step")
+        past, least = curriculum.smoothing, curriculum.min_improvement
+        if curriculum.patience is None or curriculum.difficulty_step is None or past is None or least is None:
+            raise ValueError(f"this is no loss_adaptive curriculum: {curriculum}")
         length, high = self.length(curriculum), curriculum.max_difficulty
         if length >= high or not math.isfinite(loss):
             return self
-        past = curriculum.smoothing
         average, seen = past * self.average + (1.0 - past) * loss, self.seen + 1
         smoothed = average / (1.0 - past**seen)
         filled = replace(self, average=average, seen=seen)
         if seen * (1.0 - past) < 1.0:
             return filled
-        if self.lowest is None or smoothed < self.lowest * (1.0 - curriculum.min_improvement):
+        if self.lowest is None or smoothed < self.lowest * (1.0 - least):
             return replace(filled, lowest=smoothed, waited=0)
         if self.waited + 1 < curriculum.patience:
             return replace(filled, waited=self.waited + 1)

@@ -21,7 +21,8 @@ from tests.slw.run_configs import run_config
 def curriculum(**changes: object) -> CurriculumConfig:
     return CurriculumConfig.model_validate(
         {"mode": "seqlen_replay", "schedule_type": "loss_adaptive", "min_difficulty": 8, "max_difficulty": 32,
-         "difficulty_step": 8, "patience": 5, "smoothing": 0.5, **changes}
+         "difficulty_step": 8, "patience": 5, "smoothing": 0.5,
+         "min_improvement": 0.0, **changes}
     )  # fmt: skip
 
 
