@@ -7,6 +7,7 @@ assembled.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
@@ -21,8 +22,8 @@ from megatron_slw.train.engine_state import local_fragment
 from megatron_slw.train.optim import state_names
 
 SECOND_MOMENT = "exp_avg_sq"
-CHUNK = {"cpu": 1 << 17, "cuda": 1 << 24}
-"""Elements whose square roots exist at one time: half of a core's cache, and 64 MiB."""
+CHUNK = {"cpu": 1 << 18, "cuda": 1 << 24}
+"""Elements whose square roots exist at one time: what a core's cache holds, and 64 MiB."""
 
 
 class VarianceSqrt(NamedTuple):
@@ -38,28 +39,29 @@ def variance_sqrt(engine: Engine) -> VarianceSqrt | None:
 
     Of the tensors that several ranks of a replica hold (LayerNorms under tensor parallelism, the tied table under
     pipelining), the rank counts whose part the gradient norm takes. Under ZeRO a data-parallel rank has its own part
-    of each tensor, so all ranks add up; without, replicas hold the same and each asks itself.
+    of each tensor; without, replicas hold the same and share the work.
     """
     if SECOND_MOMENT not in state_names(engine.config.optimizer):
         return None
     groups = engine.groups
     params = (param for _, param in sharded_parameters(engine.ds.module) if counts_in_norm(param))
     fragments = (local_fragment(engine, param, SECOND_MOMENT) for param in params)
-    mine = _total_and_max((f for f in fragments if f is not None), groups.device)
-    replica_alone = engine.config.zero_stage == 0
-    group = groups.mp_group if replica_alone else None
-    parts = [torch.empty_like(mine) for _ in range(dist.get_world_size(group))]
-    dist.all_gather(parts, mine, group=group)
+    batches = _batches((f for f in fragments if f is not None), CHUNK[groups.device.type])
+    if engine.config.zero_stage == 0:
+        batches = itertools.islice(batches, groups.dp_rank, None, groups.dp_size)
+    mine = _total_and_max(batches, groups.device)
+    parts = [torch.empty_like(mine) for _ in range(groups.world_size)]
+    dist.all_gather(parts, mine)
     found = torch.stack(parts)
     total, largest = torch.stack([found[:, 0].sum(), found[:, 1].amax()]).tolist()
     return VarianceSqrt(total, math.sqrt(largest))
 
 
-def _total_and_max(fragments: Iterable[Tensor], device: torch.device) -> Tensor:
+def _total_and_max(batches: Iterable[list[Tensor]], device: torch.device) -> Tensor:
     """The sum of the square roots and the largest element, in fp64; zeros if there is no element."""
     totals: list[Tensor] = []
     largest: list[Tensor] = []
-    for batch in _batches(fragments, CHUNK[device.type]):
+    for batch in batches:
         totals += [root.sum() for root in torch._foreach_sqrt(batch)]
         largest += torch._foreach_max(batch)
     if not totals:

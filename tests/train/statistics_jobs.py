@@ -9,6 +9,7 @@ from deepspeed.utils import safe_get_local_optimizer_state
 
 from megatron_slw.config.schema import RunConfig
 from megatron_slw.parallel.sharding import sharded_parameters
+from megatron_slw.train import optimizer_statistics
 from megatron_slw.train.engine import Engine
 from megatron_slw.train.engine_state import ensure_optimizer_state, read_tensor
 from megatron_slw.train.optimizer_statistics import SECOND_MOMENT, variance_sqrt
@@ -27,7 +28,11 @@ def measured_and_whole(config: RunConfig, steps: int) -> tuple[Any, Pieces]:
     ]
     if config.zero_stage:
         _fill_padding(engine)
-    return variance_sqrt(engine), pieces
+    optimizer_statistics.CHUNK, kept = {"cpu": 1000}, optimizer_statistics.CHUNK  # else one rank has it all
+    try:
+        return variance_sqrt(engine), pieces
+    finally:
+        optimizer_statistics.CHUNK = kept
 
 
 def measured_and_whole_fp16(config: RunConfig, steps: int) -> tuple[Any, Pieces]:
