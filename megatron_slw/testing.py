@@ -44,11 +44,13 @@ def _clean_deepspeed() -> Iterator[None]:
     import deepspeed
     import deepspeed.utils.groups as ds_groups
     import torch.distributed as dist
+    import torch.nn.functional as F
     from deepspeed.comm import comm as ds_comm
     from deepspeed.runtime.pipe import p2p
     from deepspeed.runtime.zero.parameter_offload import DeepSpeedZeRoOffload
     from deepspeed.runtime.zero.partition_parameters import Init
 
+    linear = F.linear
     modules = (ds_groups, ds_comm, p2p)
     kept = [{k: v for k, v in vars(m).items() if not k.startswith("__")} for m in modules]
     kept = [{k: copy.copy(v) if isinstance(v, dict | list) else v for k, v in state.items()} for state in kept]
@@ -58,7 +60,10 @@ def _clean_deepspeed() -> Iterator[None]:
         for module, state in zip(modules, kept, strict=True):
             for name, value in state.items():
                 setattr(module, name, value)
-        # ZeRO-3 numbers parameters and modules per process and compares the numbers across ranks; the module counter
+        # ZeRO-3 puts its own there and leaves it. A rank that once ran ZeRO-3 would get its gradients in another order
+        # than one that did not, and ZeRO-2 adds them up by their order.
+        F.linear = linear
+        # It numbers parameters and modules per process and compares the numbers across ranks; the module counter
         # lives in a default argument.
         Init.param_id = 0
         DeepSpeedZeRoOffload._register_deepspeed_module.__defaults__[0][0] = 0

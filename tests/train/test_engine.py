@@ -91,6 +91,15 @@ def test_masked_labels_are_divided_by_the_global_count(pool: WorkerPool, tmp_pat
         assert found == pytest.approx(exact, rel=1e-6)
 
 
+def test_ranks_of_which_some_ran_zero3_before_train_zero2_alike(pool: WorkerPool, tmp_path: Path) -> None:
+    """ZeRO 3 leaves another F.linear behind; ZeRO 2 then added up the gradients of different parameters."""
+    pool.run(engine_jobs.losses, 2, (tiny_config(tmp_path, **LAYOUTS["zero3"]), False))
+    three = tiny_config(tmp_path, world_size=3, zero_stage=2, train_batch_size=12)
+    alone = pool.run(engine_jobs.losses, 1, (tiny_config(tmp_path, train_batch_size=12), False))[0]
+    for found in pool.run(engine_jobs.losses, 3, (three, False)):
+        assert found == pytest.approx(alone, rel=1e-5)
+
+
 def test_golden_losses(pool: WorkerPool, tmp_path: Path) -> None:
     """Twenty steps of a tiny run. If a change of these figures is meant, its commit says why and rewrites the file."""
     config = tiny_config(tmp_path, training__train_steps=20)
