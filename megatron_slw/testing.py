@@ -221,3 +221,41 @@ def write_tiny_dataset(prefix: Path, documents: int = 40, vocab_size: int = 300,
         for _ in range(documents):
             writer.add_document(generator.integers(0, vocab_size, int(generator.integers(20, 200))))
         writer.finish()
+
+
+def write_random_checkpoint(config: RunConfig, directory: Path, step: int) -> Path:
+    """A checkpoint of any size that nobody trained: small random weights and moments, one tensor at a time."""
+    import torch
+
+    from megatron_slw.checkpoint import format as layout
+    from megatron_slw.config.load import to_json
+    from megatron_slw.growth.operators.names import split_name
+    from megatron_slw.growth.stage import tensor_names, tensor_shape
+    from megatron_slw.growth.stream import write_all
+    from megatron_slw.slw.compile import compile_plan
+
+    class Random:
+        shapes = {  # noqa: RUF012 - never changed
+            f"{kind}/{name}": tensor_shape(split_name(name)[1], config.model)
+            for name in tensor_names(config.model)
+            for kind in ("weight", "exp_avg", "exp_avg_sq")
+        }
+
+        def tensor(self, key: str) -> torch.Tensor:
+            return torch.rand(self.shapes[key]).sub_(0.5).mul_(0.1)
+
+    plan = compile_plan(config)
+    path = layout.step_folder(directory, step)
+    path.mkdir(parents=True)
+    write_all(Random(), path, 1, lambda *_: None)
+    state = {
+        "progress": plan.progress_at(step).to_json(),
+        "plan": plan.to_json(),
+        "config": to_json(config),
+        "optimizer_steps": step,
+        "loss_scaler": None,
+        "dataset": None,
+    }
+    layout.write_json(path / layout.STATE, state)
+    layout.write_manifest(path, {file.name: layout.file_record(file) for file in path.iterdir()})
+    return path

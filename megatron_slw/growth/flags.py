@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import math
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -70,7 +69,7 @@ def plan(command: Command) -> Growth:
         snr_db = noise if math.isfinite(noise) else None
         stages.append(Stage(model, flags.depth_operator, flags.placement, flags.operator, snr_db))
     options = Options(common.dynamics, common.position, common.rewarmup_steps, common.seed)
-    data = "" if common.no_verify else common.data
+    data = common.data if common.verify else ""
     return plan_growth(common.load, stages, common.save, options, command.overrides, data)
 
 
@@ -107,8 +106,11 @@ def _common_parser(description: str) -> argparse.ArgumentParser:
     parser.add_argument("--rewarmup-steps", type=_natural, metavar="N", help="retarget: warmup after it (default 200)")
     parser.add_argument("--seed", type=_natural, default=0, help="of noise and new weights (default 0)")
     parser.add_argument("--data", metavar="PREFIX", help="dataset to verify on (default: the run's own)")
-    parser.add_argument("--no-verify", action="store_true", help="do not run both models and compare")
-    parser.add_argument("--workers", type=_positive, default=min(4, os.cpu_count() or 1), help="files at a time")
+    parser.add_argument(
+        "--verify", action=argparse.BooleanOptionalAction, default=True,
+        help="run both models on real tokens; a difference beyond rounding is an error and leaves nothing behind",
+    )  # fmt: skip
+    parser.add_argument("--workers", type=_positive, default=4, help="files at a time (default 4)")
     return parser
 
 

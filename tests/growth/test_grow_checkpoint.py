@@ -31,6 +31,7 @@ LAYOUTS: dict[str, dict[str, Any]] = {
     "tp2": {"world_size": 2, "parallel": TP2},
     "tp2-pp2": {"world_size": 4, "parallel": TP2 | PP2},
     "pp2-zero1": {"world_size": 2, "parallel": PP2, "zero_stage": 1},
+    "dp2-zero2-bf16": {"world_size": 2, "zero_stage": 2, "precision": "bf16"},
 }
 STEP = 5
 
@@ -61,6 +62,8 @@ def layout(config: RunConfig, **changes: Any) -> RunConfig:
     tree = to_tree(config)
     parallel = changes.get("parallel", {})
     tree["megatron_slw"]["parallel"] |= parallel
+    if "precision" in changes:
+        tree[changes["precision"]] = {"enabled": True}
     tree["zero_optimization"] = {"stage": changes.get("zero_stage", 0)}
     return resolve(tree, changes.get("world_size", 1))
 

@@ -7,11 +7,14 @@ from typing import Any
 import pytest
 import torch
 
+from megatron_slw.config.schema import OptimizerConfig
 from megatron_slw.growth.moments import grow_moment, multipliers
 from megatron_slw.growth.operators import names
+from megatron_slw.growth.operators.multiplier import Multiplier
 from megatron_slw.growth.operators.width import WidthOperator, width_of
 from megatron_slw.growth.stage import GrownTensors, Stage
 from megatron_slw.parallel.sharding import shard_of
+from megatron_slw.train.optim import LR_MULTIPLIER, build_optimizer
 from tests.growth import models
 
 COPIES: dict[str, dict[str, Any]] = {
@@ -51,22 +54,12 @@ def test_gradients_grow_as_moments_do(sizes: str, operator: WidthOperator) -> No
         assert torch.allclose(squares, expected.square(), rtol=1e-12, atol=0), name
 
 
-def adamw(model: torch.nn.Module, state: models.Tensors, factors: dict[str, Any], step: int) -> torch.optim.AdamW:
-    """AdamW with the moments and the step of a checkpoint, and a group for each parameter."""
-    groups = []
-    for param in model.parameters():
-        family = names.split_name(shard_of(param).name)[1]
-        factor = factors.get(family)
-        decay = 0.1 if param.dim() > 1 else 0.0
-        group = {"params": [param], "lr": 2e-3, "weight_decay": decay, "eps": 1e-3}
-        if factor is not None:
-            group = {
-                "params": [param], "lr": 2e-3 * factor.lr, "weight_decay": decay * factor.weight_decay,
-                "eps": 1e-3 * factor.eps,
-            }  # fmt: skip
-            param.register_hook(lambda grad, by=factor.gradient: grad * by)
-        groups.append(group)
-    optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.95))
+def adamw(model: torch.nn.Module, state: models.Tensors, factors: dict[str, Multiplier], step: int) -> Any:
+    """The framework's AdamW with the moments and the step of a checkpoint, an eps that is felt, and engine's rates."""
+    config = OptimizerConfig(lr=2e-3, betas=(0.9, 0.95), eps=1e-3, weight_decay=0.1)
+    optimizer = build_optimizer(config, model, factors)
+    for group in optimizer.param_groups:
+        group["lr"] = config.lr * group.get(LR_MULTIPLIER, 1.0)
     for param in model.parameters():
         name = shard_of(param).name
         optimizer.state[param] = {

@@ -48,6 +48,20 @@ def test_logits_are_preserved(sizes: str, operator: WidthOperator, noise: float 
     assert (after[..., :vocab] - before[..., :vocab]).abs().max() < 1e-12
 
 
+@pytest.mark.parametrize("operator", ["staged", "clone", "net2net"])
+@pytest.mark.parametrize("sizes", ["x2", "x3", "4/3 by heads", "7/3: two copies and a rest", "everything"])
+def test_logits_are_preserved_to_fp32_rounding(sizes: str, operator: WidthOperator) -> None:
+    """Grown and run in fp32, as checkpoints are."""
+    config = models.small_config()
+    tensors = models.Tensors({key: value.float() for key, value in models.random_tensors(config).by_key.items()})
+    stage = Stage(models.grown_model(config.model, **WIDTHS[sizes]), width_operator=operator, snr_db=10.0)
+    grown = models.build_grown(config, stage, models.grow(tensors, config.model, stage)).float()
+    ids, _ = models.tokens(config)
+    before, after = models.build(config, tensors.by_key).float()(ids), grown(ids)
+    vocab = config.model.vocab_size
+    assert (after[..., :vocab] - before[..., :vocab]).abs().max() < 3e-6 * before.abs().max()
+
+
 @pytest.mark.parametrize("layers", [3, 4, 7])
 @pytest.mark.parametrize("placement", ["alternate", "append", "prepend"])
 def test_staged_depth_changes_neither_logits_nor_old_gradients(layers: int, placement: Any) -> None:
