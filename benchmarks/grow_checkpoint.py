@@ -63,10 +63,21 @@ def make_checkpoint(folder: Path, vocab_size: int) -> Path:
 
 def grow(load: Path, save: Path, *flags: str) -> dict[str, float]:
     """Run the tool; its times in seconds and its peak in MB."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-c", RUNNER, "--load", str(load), "--save", str(save), "--depth", "2", "--width", "2"]
+    command = [
+        sys.executable,
+        "-c",
+        RUNNER,
+        "--load",
+        str(load.resolve()),
+        "--save",
+        str(save.resolve()),
+        "--depth",
+        "2",
+        "--width",
+        "2",
+    ]
     began = time.perf_counter()
-    done = subprocess.run([*command, *flags], env=environment, check=True, capture_output=True, text=True)
+    done = subprocess.run([*command, *flags], cwd=ROOT, check=True, capture_output=True, text=True)
     seconds = time.perf_counter() - began
     found = dict(re.findall(r"^(grow|peak) ([0-9.]+)$", done.stdout, flags=re.M))
     return {"process_s": seconds, "grow_s": float(found["grow"]), "peak_mb": float(found["peak"]) / 1024}
