@@ -7,11 +7,17 @@ from typing import Any
 import torch
 from deepspeed.utils import safe_get_local_optimizer_state
 
+from megatron_slw.checkpoint.format import step_folder
+from megatron_slw.checkpoint.load import Checkpoint
 from megatron_slw.config.schema import RunConfig
+from megatron_slw.parallel.groups import build_groups
 from megatron_slw.parallel.sharding import sharded_parameters
+from megatron_slw.slw.stability import Stability
 from megatron_slw.train import optimizer_statistics
 from megatron_slw.train.engine import Engine
 from megatron_slw.train.engine_state import ensure_optimizer_state, read_tensor
+from megatron_slw.train.job import build_job
+from megatron_slw.train.loop import train
 from megatron_slw.train.optimizer_statistics import SECOND_MOMENT, variance_sqrt
 from tests.parity.runs import Pieces
 from tests.train.engine_jobs import make_engine, train_to
@@ -43,6 +49,21 @@ def measured_and_whole_fp16(config: RunConfig, steps: int) -> tuple[Any, Pieces]
     original, accelerator.is_fp16_supported = accelerator.is_fp16_supported, lambda: True
     try:
         return measured_and_whole(config, steps)
+    finally:
+        accelerator.is_fp16_supported = original
+
+
+def measured_by_a_run_fp16(config: RunConfig) -> tuple[Stability, int]:
+    """A run of the trainer in fp16; what its last checkpoint says was measured, and the updates it made."""
+    from deepspeed.accelerator import get_accelerator
+
+    accelerator = get_accelerator()
+    original, accelerator.is_fp16_supported = accelerator.is_fp16_supported, lambda: True
+    try:
+        built = build_job(config, build_groups(config.parallel))
+        train(built)
+        checkpoint = Checkpoint(step_folder(built.checkpoints, built.plan.total_steps))
+        return checkpoint.stability, checkpoint.optimizer_steps or 0
     finally:
         accelerator.is_fp16_supported = original
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from megatron_slw.testing import WorkerPool, single_process, tiny_config
+from megatron_slw.testing import WorkerPool, single_process, tiny_config, write_tiny_dataset
 from megatron_slw.train.optimizer_statistics import _batches, _total_and_max, variance_sqrt
 from tests.parity import runs
 from tests.train import statistics_jobs
@@ -86,3 +86,15 @@ def test_long_tensors_are_cut_and_none_is_lost() -> None:
 
 def test_a_rank_without_an_element_takes_part() -> None:
     assert _total_and_max([], torch.device("cpu")).tolist() == [0.0, 0.0]
+
+
+def test_a_step_that_fp16_skipped_has_no_gradient_norm_but_a_loss(pool: WorkerPool, tmp_path: Path) -> None:
+    """A loss scale of 2**40 overflows until it has been halved often enough."""
+    write_tiny_dataset(tmp_path / "data")
+    config = tiny_config(tmp_path, zero_stage=1, precision="fp16", training__train_steps=40, curriculum=None)
+    fp16 = {"fp16": {"enabled": True, "initial_scale_power": 40, "hysteresis": 1}}
+    config = config.model_copy(update={"deepspeed": config.deepspeed | fp16})
+    measured, updates = pool.run(statistics_jobs.measured_by_a_run_fp16, 1, (config,))[0]
+    assert 5 < updates < 35, "nothing was skipped, or all"
+    assert measured.steps == len(measured.losses) == 40
+    assert len(measured.grad_norms) == updates
