@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,9 @@ from megatron_slw.train import job
 from megatron_slw.train.engine import Engine
 from megatron_slw.train.engine_state import optimizer_steps, read_scaler
 from megatron_slw.train.learning_rate import learning_rate
+from megatron_slw.train.optimizer_statistics import variance_sqrt
 from tests.checkpoint.jobs import state_of
+from tests.train.memory_job import LiveBytes
 
 Call = tuple[int, int, float, float | None, float]
 """Step, length, learning rate, sum of the loss mask, loss."""
@@ -55,6 +58,33 @@ def train_fp16(config: RunConfig, until: int, rehearsed: bool) -> tuple[list[Cal
         return train(config, until, rehearsed)
     finally:
         accelerator.is_fp16_supported = original
+
+
+def peaks(config: RunConfig) -> tuple[int, int, int]:
+    """Bytes of tensors at their peak in the first step, in the rehearsal, and in all steps, on this rank."""
+    rehearse, found = job.rehearse, []
+
+    def measured(*args: Any) -> None:
+        gc.collect()
+        live.peak = live.now
+        rehearse(*args)
+        found.append(live.peak)
+
+    job.rehearse = measured
+    try:
+        with LiveBytes() as live:
+            built = job.build_job(config, build_groups(config.parallel))
+            for number in range(built.plan.total_steps):
+                gc.collect()
+                live.peak = live.now
+                step, groups = built.plan.at(number), built.engine.groups
+                blocks = built.train_data.read(step, groups.dp_rank, groups.dp_size)
+                built.engine.train_step(blocks, step, 1e-3)
+                variance_sqrt(built.engine)
+                found.append(live.peak)
+        return found[1], found[0], max(found[1:])
+    finally:
+        job.rehearse = rehearse
 
 
 def _everything(built: job.Job) -> dict[str, Any]:

@@ -73,6 +73,18 @@ def test_a_run_with_rehearsal_is_bit_equal_to_one_without(pool: WorkerPool, fold
         assert any(not np.array_equal(before[key], after[key]) for key in before), "nothing was trained"
 
 
+@pytest.mark.parametrize("layout", ["one", "zero3", "pp2-dp2-zero1-bf16", "tp2-zero1-bf16-recomputed"])
+def test_no_step_needs_more_memory_than_the_rehearsal(pool: WorkerPool, folder: Path, layout: str) -> None:
+    small_bucket = {"reduce_bucket_size": 10_000}  # beside DeepSpeed's usual one all activations are nothing
+    quick = {"curriculum__max_step": [1, 2, 3, 4], "training__train_steps": 6}
+    config = tiny_config(folder, **LAYOUTS[layout], **quick, train_batch_size=16, micro_batch_size=4)
+    zero = config.deepspeed.get("zero_optimization", {}) | small_bucket
+    config = config.model_copy(update={"deepspeed": config.deepspeed | {"zero_optimization": zero}})
+    for first, rehearsed, most in pool.run(rehearsal_jobs.peaks, config.world_size, (config,)):
+        assert most <= 1.002 * rehearsed, f"{most} bytes in a step, {rehearsed} in the rehearsal"
+        assert first < 0.95 * rehearsed, "the first step was as large: the case tests nothing"
+
+
 def test_a_resume_rehearses_what_is_left(pool: WorkerPool, folder: Path) -> None:
     config = tiny_config(folder, checkpoint__interval=0)
     with single_process():
