@@ -8,6 +8,7 @@ namespace {
 Softmax arguments(const Tensor& scores, double scale, const std::optional<Tensor>& first) {
   const int64_t dims = scores.dim();
   STD_TORCH_CHECK(dims >= 2, "causal_softmax needs (..., Q, K) scores");
+  STD_TORCH_CHECK(scale != 0.0, "causal_softmax: the scale is 0");
   Softmax a{};
   a.type = type_of(scores);
   a.queries = scores.size(dims - 2);
@@ -70,6 +71,7 @@ Tensor causal_softmax_backward(
 
 Tensor masked_softmax(const Tensor& scores, const Tensor& seen, double scale) {
   STD_TORCH_CHECK(seen.scalar_type() == ScalarType::Bool, "masked_softmax needs a bool mask");
+  STD_TORCH_CHECK(scale != 0.0, "masked_softmax: the scale is 0");
   STD_TORCH_CHECK(scores.dim() >= 1 && seen.dim() <= scores.dim(), "masked_softmax: the mask has too many axes");
   const Tensor x = dense(scores);
   Softmax a{};

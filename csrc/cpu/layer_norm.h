@@ -24,13 +24,14 @@ template <class T, bool Past, bool Add> void layer_norm_rows(const LayerNorm& a,
   const int64_t columns = a.columns;
   const S* weight = static_cast<const S*>(a.weight);
   const S* bias = static_cast<const S*>(a.bias);
+  Buffer<T> sums(Add && Past ? columns : 0);  // what is written past the caches is kept here for the later passes
   for (int64_t row = begin; row < end; ++row) {
     const int64_t at = row * columns;
     const T* x = static_cast<const T*>(a.x) + at;
     const int64_t ahead = row + 1 < end ? columns : 0;
     if constexpr (Add) {
       const T* residual = static_cast<const T*>(a.residual) + at;
-      T* total = static_cast<T*>(a.total) + at;
+      T* total = Past ? sums.data : static_cast<T*>(a.total) + at;
       int64_t j = 0;
       for (; j + L <= columns; j += L) store<false>(total + j, load(x + j) + load(residual + j));
       if (j < columns)
@@ -52,8 +53,11 @@ template <class T, bool Past, bool Add> void layer_norm_rows(const LayerNorm& a,
     const Reg<S> factor = splat<S>(rstd);
     T* y = static_cast<T*>(a.y) + at;
     int64_t j = 0;
-    for (; j + L <= columns; j += L)
-      store<Past>(y + j, (load(x + j) - means) * factor * load(weight + j) + load(bias + j));
+    for (; j + L <= columns; j += L) {
+      const Reg<S> value = load(x + j);
+      if constexpr (Add && Past) store<true>(static_cast<T*>(a.total) + at + j, value);
+      store<Past>(y + j, (value - means) * factor * load(weight + j) + load(bias + j));
+    }
     if (j < columns) {
       const int64_t n = columns - j;
       const Reg<S> normal = (load_part(x + j, n, S(0)) - means) * factor;
@@ -65,8 +69,10 @@ template <class T, bool Past, bool Add> void layer_norm_rows(const LayerNorm& a,
 
 // Gradient of the weight and of the bias for `count` rows, added to sums[0, C) and sums[C, 2C); and each row's
 // sum(grad w xhat) and sum(grad w), which the second pass needs. Several rows at once share the traffic of the sums.
+// This pass touches x of the rows `ahead`, the second one their gradient: memory is read all the time.
 template <class T, int Rows>
-inline void layer_norm_sums(const LayerNorm& a, int64_t row, Wide<T>* sums, Wide<T>* along, Wide<T>* plain) {
+inline void layer_norm_sums(
+    const LayerNorm& a, int64_t row, int64_t ahead, Wide<T>* sums, Wide<T>* along, Wide<T>* plain) {
   using S = Wide<T>;
   constexpr int L = kLanes<S>;
   const int64_t columns = a.columns;
@@ -84,6 +90,7 @@ inline void layer_norm_sums(const LayerNorm& a, int64_t row, Wide<T>* sums, Wide
     Reg<S> of_weight = load(sums + j), of_bias = load(sums + columns + j);
     for (int r = 0; r < Rows; ++r) {
       const Reg<S> grad = load(g + r * columns + j);
+      prefetch(x + r * columns + j + ahead);
       const Reg<S> normal = (load(x + r * columns + j) - means[r]) * rstds[r];
       of_weight += grad * normal;
       of_bias += grad;
@@ -134,7 +141,6 @@ inline void layer_norm_grad_row(const LayerNorm& a, int64_t row, int64_t ahead, 
   for (; j + L <= columns; j += L) {
     Reg<S> r = load(g + j) * load(weight + j) * rstds - shift - (load(x + j) - means) * slope;
     if constexpr (Add) r += load(more + j);
-    prefetch(x + j + ahead);
     prefetch(g + j + ahead);
     store<Past>(out + j, r);
   }
@@ -158,12 +164,12 @@ template <class T, bool Past, bool Add> void layer_norm_backward_blocks(const La
     S along[kRows], plain[kRows];
     int64_t row = block * a.block;
     for (; row + kRows <= last; row += kRows) {
-      layer_norm_sums<T, kRows>(a, row, sums, along, plain);
       const int64_t ahead = row + 2 * kRows <= last ? kRows * a.columns : 0;
+      layer_norm_sums<T, kRows>(a, row, ahead, sums, along, plain);
       for (int r = 0; r < kRows; ++r) layer_norm_grad_row<T, Past, Add>(a, row + r, ahead, along[r], plain[r]);
     }
     for (; row < last; ++row) {
-      layer_norm_sums<T, 1>(a, row, sums, along, plain);
+      layer_norm_sums<T, 1>(a, row, 0, sums, along, plain);
       layer_norm_grad_row<T, Past, Add>(a, row, 0, along[0], plain[0]);
     }
   }

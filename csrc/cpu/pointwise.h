@@ -9,7 +9,7 @@ namespace SLW_ISA {
 constexpr double kGeluScale = 0.7978845608028654;  // sqrt(2 / pi)
 constexpr double kGeluCubic = 0.044715;
 
-inline Reg<float> normal_cdf(Reg<float> u, Reg<float> bell) {
+inline Reg<float> normal_cdf(Reg<float> u) {
   // erfc(z) = t exp(-z^2 + Q(t)) with t = 1 / (1 + z / 2), Q fitted for z in [0, 11]: relative error 1e-7 in the tail too.
   const Reg<float> z = (u < 0.0f ? -u : u) * 0.70710678118654752f;
   const Reg<float> t = splat(1.0f) / (z * 0.5f + 1.0f);
@@ -23,10 +23,10 @@ inline Reg<float> normal_cdf(Reg<float> u, Reg<float> bell) {
   q = q * t + 0.38330313563346863f;
   q = q * t + 0.9990262985229492f;
   q = q * t - 1.2654675245285034f;
-  const Reg<float> half_tail = 0.5f * t * exp2_of(q * 1.44269504f) * bell;
+  const Reg<float> half_tail = 0.5f * t * exp2_of((q - z * z) * 1.44269504f);
   return u < 0.0f ? half_tail : 1.0f - half_tail;
 }
-inline Reg<double> normal_cdf(Reg<double> u, Reg<double>) {
+inline Reg<double> normal_cdf(Reg<double> u) {
   for (int i = 0; i < kLanes<double>; ++i) u[i] = 0.5 * erfc(-u[i] * 0.70710678118654752);
   return u;
 }
@@ -44,9 +44,9 @@ template <class S, bool Tanh, bool Derivative> inline Reg<S> gelu(Reg<S> u) {
     const S slope = static_cast<S>(2.0 * kGeluScale), cubic = static_cast<S>(6.0 * kGeluScale * kGeluCubic);
     return s + u * s * (one - s) * (squares * cubic + slope);
   } else {
-    const Reg<S> bell = exp2_of(u * u * static_cast<S>(-0.5 * 1.4426950408889634));
-    const Reg<S> cdf = normal_cdf(u, bell);
+    const Reg<S> cdf = normal_cdf(u);
     if constexpr (!Derivative) return u * cdf;
+    const Reg<S> bell = exp2_of(u * u * static_cast<S>(-0.5 * 1.4426950408889634));
     return cdf + u * bell * static_cast<S>(0.3989422804014327);
   }
 }
@@ -98,44 +98,93 @@ template <class T, bool Past, bool Tanh> void bias_gelu_backward_blocks(const Bi
   if (Past) fence();
 }
 
-// 64 words of Philox4x32-7 from counter `first`: word e % 4 of counter e / 4, in the order of e.
-inline void philox(uint64_t seed, uint64_t first, uint32_t* words) {
-  constexpr int N = 16;
-  uint32_t c0[N], c1[N], c2[N], c3[N];
-  for (int i = 0; i < N; ++i) {
-    c0[i] = static_cast<uint32_t>(first + i);
-    c1[i] = static_cast<uint32_t>((first + i) >> 32);
-    c2[i] = c3[i] = 0;
+// 32-bit products of the even lanes of a and of the odd ones with m: the high halves, and the low ones.
+#if defined(__AVX512F__)
+typedef uint32_t Words __attribute__((vector_size(64)));
+inline void multiply(Words a, uint32_t m, Words* high, Words* low) {
+  const __m512i factor = _mm512_set1_epi32(static_cast<int>(m)), x = (__m512i)a;
+  const __m512i even = _mm512_mul_epu32(x, factor), odd = _mm512_mul_epu32(_mm512_srli_epi64(x, 32), factor);
+  *high = (Words)_mm512_mask_mov_epi32(_mm512_srli_epi64(even, 32), 0xaaaa, odd);
+  *low = (Words)_mm512_mask_mov_epi32(even, 0xaaaa, _mm512_slli_epi64(odd, 32));
+}
+#elif defined(__AVX2__)
+typedef uint32_t Words __attribute__((vector_size(32)));
+inline void multiply(Words a, uint32_t m, Words* high, Words* low) {
+  const __m256i factor = _mm256_set1_epi32(static_cast<int>(m)), x = (__m256i)a;
+  const __m256i even = _mm256_mul_epu32(x, factor), odd = _mm256_mul_epu32(_mm256_srli_epi64(x, 32), factor);
+  *high = (Words)_mm256_blend_epi32(_mm256_srli_epi64(even, 32), odd, 0xaa);
+  *low = (Words)_mm256_blend_epi32(even, _mm256_slli_epi64(odd, 32), 0xaa);
+}
+#else
+typedef uint32_t Words __attribute__((vector_size(16)));
+inline void multiply(Words a, uint32_t m, Words* high, Words* low) {
+  for (int i = 0; i < 4; ++i) {
+    const uint64_t product = static_cast<uint64_t>(a[i]) * m;
+    (*high)[i] = static_cast<uint32_t>(product >> 32);
+    (*low)[i] = static_cast<uint32_t>(product);
   }
+}
+#endif
+constexpr int kWords = sizeof(Words) / 4;
+
+// c[w] lane i: word w of Philox4x32-7 with counter first + i. Counters begin at multiples of a register's lanes, so that
+// the high half is the same in all lanes.
+inline void philox(uint64_t seed, uint64_t first, Words* c) {
+  Words lane;
+  for (int i = 0; i < kWords; ++i) lane[i] = i;
+  c[0] = lane + static_cast<uint32_t>(first);
+  c[1] = lane * 0 + static_cast<uint32_t>(first >> 32);
+  c[2] = c[3] = lane * 0;
   uint32_t k0 = static_cast<uint32_t>(seed), k1 = static_cast<uint32_t>(seed >> 32);
   for (int round = 0; round < 7; ++round) {
-    for (int i = 0; i < N; ++i) {
-      const uint64_t p0 = static_cast<uint64_t>(c0[i]) * 0xD2511F53u, p1 = static_cast<uint64_t>(c2[i]) * 0xCD9E8D57u;
-      c0[i] = static_cast<uint32_t>(p1 >> 32) ^ c1[i] ^ k0;
-      c2[i] = static_cast<uint32_t>(p0 >> 32) ^ c3[i] ^ k1;
-      c1[i] = static_cast<uint32_t>(p1);
-      c3[i] = static_cast<uint32_t>(p0);
-    }
+    Words high0, low0, high1, low1;
+    multiply(c[0], 0xD2511F53u, &high0, &low0);
+    multiply(c[2], 0xCD9E8D57u, &high1, &low1);
+    c[0] = high1 ^ c[1] ^ k0;
+    c[1] = low1;
+    c[2] = high0 ^ c[3] ^ k1;
+    c[3] = low0;
     k0 += 0x9E3779B9u;
     k1 += 0xBB67AE85u;
   }
-  for (int i = 0; i < N; ++i) {
-    words[4 * i] = c0[i];
-    words[4 * i + 1] = c1[i];
-    words[4 * i + 2] = c2[i];
-    words[4 * i + 3] = c3[i];
-  }
 }
 
-// `factor` where element [at, at + columns) of the tensor is kept, else 0. kept has room for 64 more on either side.
+// Elements of a span that is drawn at once: 4 words of each lane's counter.
+constexpr int64_t kDraw = 4 * kWords;
+
+// kept[4 i + w] = factor where word w of lane i is at least the threshold, else 0.
+template <class S> inline void keep(const Words* c, uint32_t threshold, S factor, S* kept) {
+#if defined(__AVX512F__)
+  if constexpr (sizeof(S) == 4) {
+    const __m512i limit = _mm512_set1_epi32(static_cast<int>(threshold));
+    __m512 f[4];
+    for (int w = 0; w < 4; ++w)
+      f[w] = _mm512_maskz_mov_ps(_mm512_cmpge_epu32_mask((__m512i)c[w], limit), _mm512_set1_ps(factor));
+    // A 4 x 16 transpose: pairs, then fours within 128 bits, then the 128-bit parts.
+    const __m512d a = (__m512d)_mm512_unpacklo_ps(f[0], f[1]), b = (__m512d)_mm512_unpackhi_ps(f[0], f[1]);
+    const __m512d d = (__m512d)_mm512_unpacklo_ps(f[2], f[3]), e = (__m512d)_mm512_unpackhi_ps(f[2], f[3]);
+    const __m512 q0 = (__m512)_mm512_unpacklo_pd(a, d), q1 = (__m512)_mm512_unpackhi_pd(a, d);
+    const __m512 q2 = (__m512)_mm512_unpacklo_pd(b, e), q3 = (__m512)_mm512_unpackhi_pd(b, e);
+    const __m512 x0 = _mm512_shuffle_f32x4(q0, q1, 0x44), x1 = _mm512_shuffle_f32x4(q2, q3, 0x44);
+    const __m512 x2 = _mm512_shuffle_f32x4(q0, q1, 0xee), x3 = _mm512_shuffle_f32x4(q2, q3, 0xee);
+    _mm512_storeu_ps(kept, _mm512_shuffle_f32x4(x0, x1, 0x88));
+    _mm512_storeu_ps(kept + 16, _mm512_shuffle_f32x4(x0, x1, 0xdd));
+    _mm512_storeu_ps(kept + 32, _mm512_shuffle_f32x4(x2, x3, 0x88));
+    _mm512_storeu_ps(kept + 48, _mm512_shuffle_f32x4(x2, x3, 0xdd));
+    return;
+  }
+#endif
+  for (int i = 0; i < kWords; ++i)
+    for (int w = 0; w < 4; ++w) kept[4 * i + w] = c[w][i] >= threshold ? factor : S(0);
+}
+
+// `factor` where element [at, at + columns) of the tensor is kept, else 0. kept has room for 2 kDraw more elements.
 template <class S> inline const S* keep_row(const Dropout& a, int64_t at, int64_t columns, S* kept) {
-  const int64_t first = at / 64 * 64;
-  const S factor = static_cast<S>(a.factor);
-  for (int64_t e = first; e < at + columns; e += 64) {
-    uint32_t words[64];
-    philox(a.seed, static_cast<uint64_t>(e) / 4, words);
-    S* here = kept + (e - first);
-    for (int i = 0; i < 64; ++i) here[i] = words[i] >= a.threshold ? factor : S(0);
+  const int64_t first = at / kDraw * kDraw;
+  for (int64_t e = first; e < at + columns; e += kDraw) {
+    Words c[4];
+    philox(a.seed, static_cast<uint64_t>(e) / 4, c);
+    keep<S>(c, a.threshold, static_cast<S>(a.factor), kept + (e - first));
   }
   return kept + (at - first);
 }

@@ -33,14 +33,14 @@ inline void softmax_row(
     const X* x, Wide<T> factor, Wide<T>* buffer, T* out, int64_t from, int64_t to, int64_t keys, const char* ahead) {
   using S = Wide<T>;
   constexpr int L = kLanes<S>;
-  const S low = static_cast<S>(-INFINITY);
+  const S low = static_cast<S>(-INFINITY), past = factor < 0 ? -low : low;  // reads as 2^-infinity = 0
   const Reg<S> factors = splat<S>(factor), lowest = splat<S>(low);
   Reg<S> high[4] = {lowest, lowest, lowest, lowest};
   int64_t j = from;
   for (; j + 4 * L <= to; j += 4 * L)
     for (int k = 0; k < 4; ++k) high[k] = larger<S>(high[k], load(x + j + k * L) * factors);
   for (; j + L <= to; j += L) high[0] = larger<S>(high[0], load(x + j) * factors);
-  if (j < to) high[1] = larger<S>(high[1], load_part(x + j, to - j, widen(x[j])) * factors);
+  if (j < to) high[1] = larger<S>(high[1], load_part(x + j, to - j, past) * factors);
   const S top = max_of<S>(larger<S>(larger<S>(high[0], high[1]), larger<S>(high[2], high[3])));
   if (from >= to || top == low) return zeros<Past>(out, 0, keys);
   Reg<S> sums[4] = {};
@@ -53,8 +53,7 @@ inline void softmax_row(
       if (sizeof(T) == sizeof(S) || k % 2 == 0) prefetch(ahead + (j + k * L) * sizeof(T));
     }
   for (; j < to; j += L) {
-    Reg<S> e = exp2_of(load_up_to(x + j, to - j, widen(x[j])) * factors - offset);
-    for (int i = L; i-- > to - j;) e[i] = 0;
+    const Reg<S> e = exp2_of(load_up_to(x + j, to - j, past) * factors - offset);
     store<false>(buffer + j, e);
     sums[0] += e;
     prefetch(ahead + j * sizeof(T));
@@ -70,8 +69,49 @@ inline void softmax_row(
   else zeros<Past>(out, right, keys);
 }
 
+// The same for at most N registers of keys, none of them stored in between.
+template <int N, class T>
+inline void short_row(const T* x, Wide<T> factor, T* out, int64_t from, int64_t to, int64_t keys) {
+  using S = Wide<T>;
+  constexpr int L = kLanes<S>;
+  const S low = static_cast<S>(-INFINITY);
+  const Reg<S> factors = splat<S>(factor), hidden = splat<S>(low);
+  Reg<S> raw[N], high = hidden;
+  for (int k = 0; k < N; ++k) {
+    // A masked score is replaced before it is used: it may be anything.
+    raw[k] = load_up_to(x + k * L, most(0, keys - k * L), S(0));
+    Reg<S> scaled = only_before<S>(raw[k] * factors, k * L, to, low);
+    if (from > k * L) scaled = only_from<S>(scaled, k * L, from, low);
+    high = larger<S>(high, scaled);
+  }
+  const S top = max_of<S>(high);
+  if (from >= to || top == low) return zeros<false>(out, 0, keys);
+  const Reg<S> offset = splat<S>(top);
+  Reg<S> sum = {};
+  for (int k = 0; k < N; ++k) {
+    raw[k] = only_before<S>(exp2_of(raw[k] * factors - offset), k * L, to, S(0));
+    if (from > k * L) raw[k] = only_from<S>(raw[k], k * L, from, S(0));
+    sum += raw[k];
+  }
+  const Reg<S> share = splat<S>(S(1) / sum_of<S>(sum));
+  for (int k = 0; k < N; ++k) store_up_to<false>(out + k * L, most(0, keys - k * L), raw[k] * share);
+}
+
+template <int N, class T> void short_causal_rows(const Softmax& a, int64_t begin, int64_t end) {
+  const Wide<T> factor = static_cast<Wide<T>>(a.scale * kLog2e);
+  for (int64_t row = begin; row < end; ++row) {
+    const Range seen = seen_range(a, row);
+    const int64_t at = row * a.keys;
+    short_row<N>(static_cast<const T*>(a.x) + at, factor, static_cast<T*>(a.out) + at, seen.first, seen.last, a.keys);
+  }
+}
+
 template <class T, bool Past> void causal_rows(const Softmax& a, int64_t begin, int64_t end) {
   using S = Wide<T>;
+  if (a.keys <= kLanes<S>) return short_causal_rows<1, T>(a, begin, end);
+  if (a.keys <= 2 * kLanes<S>) return short_causal_rows<2, T>(a, begin, end);
+  if (a.keys <= 4 * kLanes<S>) return short_causal_rows<4, T>(a, begin, end);
+  if (a.keys <= 8 * kLanes<S>) return short_causal_rows<8, T>(a, begin, end);
   Buffer<S> buffer(a.keys + 2 * kLanes<S>);
   const S factor = static_cast<S>(a.scale * kLog2e);
   for (int64_t row = begin; row < end; ++row) {
@@ -87,8 +127,7 @@ template <class T, bool Past> void causal_rows(const Softmax& a, int64_t begin, 
 template <class T, bool Past> void masked_rows(const Softmax& a, int64_t begin, int64_t end) {
   using S = Wide<T>;
   Buffer<S> scores(a.keys + 2 * kLanes<S>), buffer(a.keys + 2 * kLanes<S>);
-  const S factor = static_cast<S>(a.scale == 0.0 ? 1.0 : a.scale * kLog2e);
-  const S own = static_cast<S>(a.scale == 0.0 ? 0.0 : 1.0);
+  const S factor = static_cast<S>(a.scale * kLog2e);
   const S hidden = static_cast<S>(factor < 0 ? INFINITY : -INFINITY);
   for (int64_t row = begin; row < end; ++row) {
     const T* x = static_cast<const T*>(a.x) + row * a.keys;
@@ -99,9 +138,9 @@ template <class T, bool Past> void masked_rows(const Softmax& a, int64_t begin, 
       rest /= a.seen_sizes[d];
     }
     if (a.seen_stride == 1) {
-      for (int64_t j = 0; j < a.keys; ++j) scores.data[j] = seen[j] ? widen(x[j]) * own : hidden;
+      for (int64_t j = 0; j < a.keys; ++j) scores.data[j] = seen[j] ? widen(x[j]) : hidden;
     } else {
-      for (int64_t j = 0; j < a.keys; ++j) scores.data[j] = seen[j * a.seen_stride] ? widen(x[j]) * own : hidden;
+      for (int64_t j = 0; j < a.keys; ++j) scores.data[j] = seen[j * a.seen_stride] ? widen(x[j]) : hidden;
     }
     T* out = static_cast<T*>(a.out) + row * a.keys;
     const char* ahead = reinterpret_cast<const char*>(row + 1 < end ? x + a.keys : x);

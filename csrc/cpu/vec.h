@@ -273,12 +273,27 @@ template <class T> inline Reg<Wide<T>> load_up_to(const T* p, int64_t n, Wide<T>
   return n >= kLanes<Wide<T>> ? load(p) : load_part(p, n, rest);
 }
 
+// A register whose first lane is element `at`: elements from `to` on, or before `from`, become `rest`.
+template <class S> inline Ints<S> lanes_from(int64_t at) {
+  Ints<S> lane;
+  for (int i = 0; i < kLanes<S>; ++i) lane[i] = i;
+  return lane + static_cast<int32_t>(at);
+}
+template <class S> inline Reg<S> only_before(Reg<S> r, int64_t at, int64_t to, S rest) {
+  const Ints<S> limit = lanes_from<S>(0) * 0 + static_cast<int32_t>(to);
+  return lanes_from<S>(at) < limit ? r : splat<S>(rest);
+}
+template <class S> inline Reg<S> only_from(Reg<S> r, int64_t at, int64_t from, S rest) {
+  const Ints<S> limit = lanes_from<S>(0) * 0 + static_cast<int32_t>(from);
+  return lanes_from<S>(at) < limit ? splat<S>(rest) : r;
+}
+
 inline void fence() {
 #if defined(__x86_64__)
   _mm_sfence();
 #endif
 }
-inline void prefetch(const void* p) { __builtin_prefetch(p, 0, 3); }
+inline void prefetch(const void* p) { __builtin_prefetch(p, 0, 2); }  // into the second cache
 
 // Whether the type can be written past the caches here, and whether rows of `columns` elements at p are worth it.
 #if defined(__AVX512F__) || defined(__AVX2__)

@@ -42,6 +42,7 @@ def _check(scores: Tensor, first_BQ: Tensor | None) -> None:
 
 
 def _softmax(scores: Tensor, seen: Tensor, scale: float) -> Tensor:
+    torch._check(scale != 0.0, lambda: "softmax: the scale is 0")
     scaled = scores.to(compute_dtype(scores)) * scale
     # A finite fill keeps a row without a visible key free of NaN; its zeros come from the second fill.
     probabilities = scaled.masked_fill(~seen, torch.finfo(scaled.dtype).min).softmax(-1).masked_fill(~seen, 0.0)
@@ -124,7 +125,7 @@ def causal_softmax(scores: Tensor, scale: float = 1.0, first_BQ: Tensor | None =
 
     Args:
         scores: (..., Q, K) with Q <= K; (B, ..., Q, K) where `first_BQ` is given.
-        scale: multiplies the scores.
+        scale: multiplies the scores; not 0.
         first_BQ: int64, the first key that a query sees (where its document begins); None is key 0.
 
     Returns:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from megatron_slw.ops.dropout_residual import bias_dropout_add, draw_seed
 from megatron_slw.ops.softmax import causal_softmax
-from tests.ops.cases import CASES, FLOATS, NORM, SEED, SOFTMAX, inputs, run
+from tests.ops.cases import CASES, FLOATS, NORM, SEED, SOFTMAX, inputs, run, seen_by_document
 
 WIDTHS = (1, 2, 3, 7, 8, 15, 16, 17, 31, 33, 63, 64, 65, 127, 129, 200)
 TOLERANCE = {torch.float32: 3e-6, torch.float16: 2e-3, torch.bfloat16: 1.6e-2, torch.float64: 1e-13}
@@ -130,16 +130,21 @@ def test_same_bits_with_any_number_of_threads(name: str) -> None:
         assert all(torch.equal(x, y) for result in results[1:] for x, y in zip(results[0], result, strict=True))
 
 
-def test_what_is_masked_is_not_read() -> None:
+@pytest.mark.parametrize("documents", [False, True])
+@pytest.mark.parametrize("size", [12, 40, 100, 200])
+def test_what_is_masked_is_not_read(size: int, documents: bool) -> None:
     """NaN in the masked half, of the scores or of the gradient, reaches nothing."""
-    upper = torch.ones(40, 40, dtype=torch.bool).triu(1)
-    x = torch.randn(2, 40, 40)
-    clean, dirty = x.clone().requires_grad_(), x.masked_fill(upper, float("nan")).requires_grad_()
-    grad = torch.randn(2, 40, 40)
-    y = causal_softmax(dirty, 0.5)
-    assert torch.equal(y, causal_softmax(clean, 0.5)) and float(y.detach().masked_select(upper).abs().max()) == 0.0
-    (found,) = torch.autograd.grad(y, dirty, grad.masked_fill(upper, float("nan")))
-    (true,) = torch.autograd.grad(causal_softmax(clean, 0.5), clean, grad)
+    hidden = torch.ones(size, size, dtype=torch.bool).triu(1).expand(2, 3, size, size)
+    first = seen_by_document(2, size) if documents else None
+    if first is not None:
+        hidden = hidden | (torch.arange(size) < first[:, None, :, None])
+    x = torch.randn(2, 3, size, size)
+    clean, dirty = x.clone().requires_grad_(), x.masked_fill(hidden, float("nan")).requires_grad_()
+    grad = torch.randn(2, 3, size, size)
+    y = causal_softmax(dirty, 0.5, first)
+    assert torch.equal(y, causal_softmax(clean, 0.5, first)) and not y.detach().masked_select(hidden).any()
+    (found,) = torch.autograd.grad(y, dirty, grad.masked_fill(hidden, float("nan")))
+    (true,) = torch.autograd.grad(causal_softmax(clean, 0.5, first), clean, grad)
     assert torch.equal(found, true)
 
 
@@ -160,6 +165,8 @@ def test_bad_shapes_are_refused() -> None:
     x = torch.zeros(2, 4, 3)
     with pytest.raises(RuntimeError, match="4 queries see only 3 keys"):
         causal_softmax(x)
+    with pytest.raises(RuntimeError, match="scale is 0"):
+        causal_softmax(x[..., :2, :], 0.0)
     with pytest.raises(RuntimeError, match="first must be"):
         causal_softmax(torch.zeros(2, 3, 3), 1.0, torch.zeros(3, 3, dtype=torch.int64))
     with pytest.raises(RuntimeError, match="columns"):

@@ -1,0 +1,235 @@
+"""Operators of megatron_slw/ops on the CPU beside ATen and beside a memcpy of the bytes that they must move.
+
+    python benchmarks/kernels_cpu.py [--only softmax] [--megabytes 64] [--threads 1] [--json FILE]
+
+The three take turns, so that a busy machine slows all of them. "of copy" is the memcpy's time over ours: the memcpy
+moves as many bytes as the operator's floor (docs/kernels.md), each input element read once and each output element
+written once. "x ATen" is the time of PyTorch's own operators over ours. Both are ratios of the best turns.
+Freed memory is kept by the process: else page faults of fresh outputs would be most of every figure.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import json
+import platform
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from megatron_slw.ops import bias_gelu, cross_entropy, dropout_residual, layer_norm, softmax  # noqa: F401  declare
+from megatron_slw.ops.library import has_kernel
+
+OPS = torch.ops.megatron_slw
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+
+
+@dataclass(frozen=True)
+class Case:
+    """One operator at one size; `floor` in bytes."""
+
+    name: str
+    size: str
+    floor: int
+    ours: Callable[[], object]
+    aten: Callable[[], object]
+
+
+def softmax_cases(elements: int, dtype: torch.dtype) -> Iterator[Case]:
+    """Scores (A, S, S) of about `elements` elements; ATen scales, masks and takes the softmax."""
+    for length in (8, 16, 64, 128, 256, 512, 1000, 1024, 2048, 4096):
+        batch = max(1, elements // length**2)
+        x = torch.randn(batch, length, length).to(dtype)
+        g = torch.randn(batch, length, length).to(dtype)
+        hidden = torch.ones(length, length, dtype=torch.bool).triu(1)
+        y = OPS.causal_softmax(x, 0.125, None)
+
+        def eager(x: Tensor = x, hidden: Tensor = hidden) -> Tensor:
+            return torch.softmax((x * 0.125).masked_fill(hidden, float("-inf")), -1)
+
+        def eager_backward(g: Tensor = g, y: Tensor = y, hidden: Tensor = hidden) -> Tensor:
+            return torch._softmax_backward_data(g, y, -1, y.dtype).masked_fill(hidden, 0.0) * 0.125
+
+        triangle, square = batch * length * (length + 1) // 2 * x.element_size(), x.nbytes
+        size = f"{batch} x {length} x {length}"
+        yield Case(
+            "causal_softmax forward", size, triangle + square,
+            lambda x=x: OPS.causal_softmax(x, 0.125, None), eager,
+        )  # fmt: skip
+        yield Case(
+            "causal_softmax backward", size, 2 * triangle + square,
+            lambda g=g, y=y: OPS.causal_softmax_backward(g, y, 0.125, None), eager_backward,
+        )  # fmt: skip
+
+
+def layer_norm_cases(elements: int, dtype: torch.dtype) -> Iterator[Case]:
+    """Rows of model widths."""
+    for width in (192, 768, 1024, 1280, 1600, 4096, 8192):
+        rows = max(1, elements // width)
+        x, g, r = (torch.randn(rows, width).to(dtype) for _ in range(3))
+        w, b = torch.randn(width).to(dtype), torch.randn(width).to(dtype)
+        size, shape = f"{rows} x {width}", (width,)
+        _, mean, rstd = torch.native_layer_norm(x, shape, w, b, 1e-5)
+        flat = mean.flatten(), rstd.flatten()
+        if dtype != torch.float32:
+            flat = flat[0].float(), flat[1].float()
+        yield Case(
+            "layer_norm forward", size, 2 * x.nbytes + 8 * rows,
+            lambda x=x, w=w, b=b: OPS.layer_norm(x, w, b, 1e-5),
+            lambda x=x, w=w, b=b, s=shape: torch.native_layer_norm(x, s, w, b, 1e-5),
+        )  # fmt: skip
+        yield Case(
+            "layer_norm backward", size, 3 * x.nbytes + 8 * rows,
+            lambda g=g, x=x, f=flat, w=w: OPS.layer_norm_backward(g, x, *f, w),
+            lambda g=g, x=x, m=(mean, rstd), w=w, b=b, s=shape: torch.ops.aten.native_layer_norm_backward(
+                g, x, s, *m, w, b, [True, True, True]
+            ),
+        )  # fmt: skip
+        yield Case(
+            "add_layer_norm forward", size, 4 * x.nbytes + 8 * rows,
+            lambda x=x, r=r, w=w, b=b: OPS.add_layer_norm(x, r, w, b, 1e-5),
+            lambda x=x, r=r, w=w, b=b, s=shape: torch.native_layer_norm(x + r, s, w, b, 1e-5),
+        )  # fmt: skip
+
+
+def pointwise_cases(elements: int, dtype: torch.dtype) -> Iterator[Case]:
+    """Bias, GELU, dropout and residual."""
+    for width in (768, 3072, 6400):
+        rows = max(1, elements // width)
+        x, g, r = (torch.randn(rows, width).to(dtype) for _ in range(3))
+        b, seed = torch.randn(width).to(dtype), torch.tensor(5)
+        size = f"{rows} x {width}"
+        for form, tanh in (("tanh", True), ("none", False)):
+            yield Case(
+                f"bias_gelu {form} forward", size, 2 * x.nbytes,
+                lambda x=x, b=b, t=tanh: OPS.bias_gelu(x, b, t),
+                lambda x=x, b=b, f=form: F.gelu(x + b, approximate=f),
+            )  # fmt: skip
+            yield Case(
+                f"bias_gelu {form} backward", size, 3 * x.nbytes,
+                lambda g=g, x=x, b=b, t=tanh: OPS.bias_gelu_backward(g, x, b, t),
+                lambda g=g, u=x + b, f=form: torch.ops.aten.gelu_backward(g, u, approximate=f).sum(0),
+            )  # fmt: skip
+        yield Case(
+            "bias_dropout_add forward", size, 3 * x.nbytes,
+            lambda x=x, b=b, r=r, s=seed: OPS.bias_dropout_add(x, b, r, s, 0.1),
+            lambda x=x, b=b, r=r: r + F.dropout(x + b, 0.1, True),
+        )  # fmt: skip
+        mask = torch.rand(rows, width) > 0.1
+        yield Case(
+            "bias_dropout_add backward", size, 2 * x.nbytes,
+            lambda g=g, b=b, s=seed: OPS.bias_dropout_add_backward(g, b, s, 0.1),
+            lambda g=g, m=mask: torch.ops.aten.native_dropout_backward(g, m, 1 / 0.9).sum(0),
+        )  # fmt: skip
+
+
+def cross_entropy_cases(elements: int, dtype: torch.dtype) -> Iterator[Case]:
+    """Logits of two vocabularies."""
+    for width in (8192, 50304):
+        rows = max(1, elements // width)
+        x, labels, g = torch.randn(rows, width).to(dtype), torch.randint(width, (rows,)), torch.randn(rows)
+        _, top, total = OPS.cross_entropy(x, labels)
+        log = torch.log_softmax(x.float(), -1)
+        weight = torch.tensor(float(rows))
+        yield Case(
+            "cross_entropy forward", f"{rows} x {width}", x.nbytes,
+            lambda x=x, n=labels: OPS.cross_entropy(x, n),
+            lambda x=x, n=labels: F.cross_entropy(x.float(), n, reduction="none"),
+        )  # fmt: skip
+        yield Case(
+            "cross_entropy backward", f"{rows} x {width}", 2 * x.nbytes,
+            lambda g=g, x=x, n=labels, t=top, s=total: OPS.cross_entropy_backward(g, x, n, t, s, 0),
+            lambda g=g, log=log, n=labels, w=weight: torch._log_softmax_backward_data(
+                torch.ops.aten.nll_loss_backward(g, log, n, None, 0, -100, w), log, -1, torch.float32
+            ),
+        )  # fmt: skip
+
+
+GROUPS = {
+    "softmax": softmax_cases, "layer_norm": layer_norm_cases, "pointwise": pointwise_cases,
+    "cross_entropy": cross_entropy_cases,
+}  # fmt: skip
+
+
+def memcpy(size: int, threads: int) -> Callable[[], object]:
+    """Moves `size` bytes, half of them read and half written, on so many threads."""
+    share = max(64, size // 2 // threads // 64 * 64)
+    pairs = [(torch.ones(share, dtype=torch.uint8), torch.ones(share, dtype=torch.uint8)) for _ in range(threads)]
+    if threads == 1:
+        (a, b), libc = pairs[0], ctypes.CDLL(None)
+        return lambda: libc.memcpy(ctypes.c_void_p(b.data_ptr()), ctypes.c_void_p(a.data_ptr()), ctypes.c_size_t(share))
+    pool = ThreadPoolExecutor(threads)
+    return lambda: list(pool.map(lambda p: ctypes.memmove(p[1].data_ptr(), p[0].data_ptr(), share), pairs))
+
+
+def measure(case: Case, turns: int, threads: int) -> dict[str, object]:
+    """Seconds of the three, taking turns; short calls are repeated within a turn."""
+    contenders = {"ours": case.ours, "aten": case.aten, "copy": memcpy(case.floor, threads)}
+    clock = time.process_time if threads == 1 else time.perf_counter
+    began = time.perf_counter()
+    for call in contenders.values():
+        call()
+    repeat = max(1, int(0.01 / (time.perf_counter() - began)))
+    times: dict[str, list[float]] = {name: [] for name in contenders}
+    for turn in range(turns):
+        names = list(contenders)
+        for name in names[turn % 3 :] + names[: turn % 3]:
+            start = clock()
+            for _ in range(repeat):
+                contenders[name]()
+            times[name].append((clock() - start) / repeat)
+    best = {name: min(values) for name, values in times.items()}
+    return {
+        "operator": case.name, "size": case.size, "floor_MB": case.floor / 1e6, "ours_ms": best["ours"] * 1e3,
+        "of_copy": best["copy"] / best["ours"], "x_aten": best["aten"] / best["ours"],
+        "copy_GB_s": case.floor / best["copy"] / 1e9,
+    }  # fmt: skip
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Print the table; write it as JSON if asked."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", choices=GROUPS)
+    parser.add_argument("--megabytes", type=float, default=64, help="size of one tensor")
+    parser.add_argument("--dtype", default="float32", choices=["float32", "float16", "bfloat16"])
+    parser.add_argument("--turns", type=int, default=9)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--json", type=Path)
+    args = parser.parse_args(argv)
+    torch.set_num_threads(args.threads)
+    libc = ctypes.CDLL(None)
+    libc.mallopt(M_MMAP_THRESHOLD, 2**30)
+    libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+    if not has_kernel("layer_norm", "cpu"):
+        parser.error("the kernels are not built: python csrc/build.py")
+    dtype = getattr(torch, args.dtype)
+    elements = int(args.megabytes * 1e6) // dtype.itemsize
+    rows = []
+    print(f"{'operator':32s}{'size':>22s}{'ms':>9s}{'of copy':>9s}{'x ATen':>8s}{'copy GB/s':>11s}")
+    with torch.no_grad():
+        for group in [args.only] if args.only else GROUPS:
+            for case in GROUPS[group](elements, dtype):
+                row = measure(case, args.turns, args.threads)
+                rows.append(row)
+                print(
+                    f"{row['operator']:32s}{row['size']:>22s}{row['ours_ms']:9.3f}{row['of_copy']:9.2f}"
+                    f"{row['x_aten']:8.2f}{row['copy_GB_s']:11.1f}", flush=True
+                )  # fmt: skip
+    if args.json:
+        settings = {k: v for k, v in vars(args).items() if k != "json"}
+        machine = platform.processor() or platform.machine()
+        result = {"benchmark": "kernels_cpu", "machine": machine, "torch": torch.__version__, **settings, "rows": rows}
+        args.json.parent.mkdir(parents=True, exist_ok=True)
+        args.json.write_text(json.dumps(result, indent=1) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
