@@ -86,9 +86,7 @@ def _with_ends(values: dict[Name, Any], length: int) -> dict[Name, Any]:
     if len(longer) > 1:
         raise ValueError(f"sequences of {sorted(longer)} positions in one batch have no common end to preserve")
     (full,) = longer
-    if mask is not None and mask.shape[1] != full:
-        raise ValueError(f"attention_mask has {mask.shape[1]} positions and the sequences to cut have {full}")
-    if mask is None:
+    if mask is None or mask.shape[1] != full:
         rows = {value.shape[0] for name, value in values.items() if sequence_axes(name, value)}
         last: Any = [full - 1] * max(rows)
     else:

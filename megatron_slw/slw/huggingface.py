@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from megatron_slw.config.errors import ConfigError
 from megatron_slw.slw.foreign_run import Source
 from megatron_slw.slw.warmup import SequenceLengthWarmup
 
@@ -27,15 +26,13 @@ class SequenceLengthWarmupMixin:
     Not for collators that pack a whole batch into one row.
 
     Args:
-        sequence_length_warmup: a JSON file or what it holds; or a SequenceLengthWarmup, made for as many steps as the
-            Trainer takes, where more is to be said.
+        sequence_length_warmup: a JSON file or what it holds, or a SequenceLengthWarmup where more is to be said.
     """
 
     def __init__(self, *args: Any, sequence_length_warmup: Source | SequenceLengthWarmup, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._warmup_source = sequence_length_warmup
         self._warmup: SequenceLengthWarmup | None = None
-        self._made_for = (0, 0)
 
     def get_batch_samples(self, epoch_iterator: Iterator[Any], *args: Any, **kwargs: Any) -> Any:
         """The batches of one optimizer step, cut before their labels are counted."""
@@ -52,14 +49,10 @@ class SequenceLengthWarmupMixin:
 
     def _warmup_of_run(self) -> SequenceLengthWarmup:
         """Made at the first step, since only then the Trainer knows how many there are; again for another run."""
-        steps: int = self.state.max_steps  # type: ignore[attr-defined]
         if isinstance(self._warmup_source, SequenceLengthWarmup):
-            given = self._warmup_source.total_steps
-            if given != steps:
-                raise ConfigError(f"the warmup was made for {given} steps, the Trainer takes {steps}: pass {steps}.")
             return self._warmup_source
-        rows: int = self.get_total_train_batch_size(self.args)  # type: ignore[attr-defined]
-        if self._warmup is None or self._made_for != (steps, rows):
+        steps: int = self.state.max_steps  # type: ignore[attr-defined]
+        if self._warmup is None or self._warmup.total_steps != steps:
+            rows = self.get_total_train_batch_size(self.args)  # type: ignore[attr-defined]
             self._warmup = SequenceLengthWarmup.from_config(self._warmup_source, steps, rows=rows)
-            self._made_for = (steps, rows)
         return self._warmup

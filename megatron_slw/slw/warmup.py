@@ -37,9 +37,8 @@ class SequenceLengthWarmup:
     """
 
     def __init__(self, config: RunConfig, rows: int | None, **functional: Any) -> None:
-        config = resolve_schedules(config, plan_of)
         self._plan = compile_plan(config)
-        self._curriculum = config.curriculum
+        self._curriculum = resolve_schedules(config, plan_of).curriculum
         self._rows = rows
         self._functional = functional
         self.truncate = config.curriculum is None or config.curriculum.mode == "seqlen_truncate"

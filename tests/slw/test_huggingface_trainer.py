@@ -117,23 +117,6 @@ def test_epochs_and_tokens_are_the_trainer_s(tmp_path: Path) -> None:
     assert warmup.tokens(full) < 600 <= warmup.tokens(full + 1)
 
 
-def test_a_warmup_of_another_number_of_steps_is_refused(tmp_path: Path) -> None:
-    """Its duration would be a share of a run that is not this one."""
-    trainer = trainer_in(tmp_path, SequenceLengthWarmup.from_config(CURRICULUM, 100))
-    with pytest.raises(ConfigError, match="made for 100 steps, the Trainer takes 10"):
-        trainer.train()
-
-
-def test_re_chunked_batches_are_divided_by_all_their_labels(tmp_path: Path) -> None:
-    """Rows of 32 in pieces of 24 and 8: each piece predicts one label less than it holds."""
-    shared = {name: value for name, value in CURRICULUM.items() if name not in ("enabled", "curriculum_type")}
-    trainer = trainer_in(tmp_path, {"enabled": True, "curriculum_metrics": {"seqlen_reshape": shared}})
-    trainer.train()
-    pieces = {8: 4, 16: 2, 24: 2, 32: 1}
-    steps = [(step, length, ACCUMULATED * ROWS * (FULL - pieces[length])) for step, length in enumerate(LENGTHS)]
-    assert trainer.trained[::ACCUMULATED] == steps
-
-
 def test_a_wrong_configuration_stops_the_run_before_its_first_step(tmp_path: Path) -> None:
     trainer = trainer_in(tmp_path, CURRICULUM | {"schedule_type": "linear"})
     with pytest.raises(ConfigError, match="schedule_type must be"):
