@@ -233,6 +233,7 @@ def write_random_checkpoint(config: RunConfig, directory: Path, step: int) -> Pa
     from megatron_slw.growth.stage import tensor_names, tensor_shape
     from megatron_slw.growth.stream import write_all
     from megatron_slw.slw.compile import compile_plan
+    from megatron_slw.slw.stability import Stability
 
     class Random:
         shapes = {  # noqa: RUF012 - never changed
@@ -253,6 +254,9 @@ def write_random_checkpoint(config: RunConfig, directory: Path, step: int) -> Pa
         "plan": plan.to_json(),
         "config": to_json(config),
         "optimizer_steps": step,
+        "stability": Stability().to_json(),
+        "growth": None,
+        "pacing": None,
         "loss_scaler": None,
         "dataset": None,
     }

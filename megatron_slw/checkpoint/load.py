@@ -26,9 +26,9 @@ from megatron_slw.slw.adaptive import AdaptivePacing
 from megatron_slw.slw.plan import Plan
 from megatron_slw.slw.stability import Stability
 
-STATE_KEYS = {"progress", "plan", "config", "optimizer_steps", "loss_scaler", "dataset"}
-LATER_STATE_KEYS = {"stability", "growth", "pacing"}
-"""Written too; checkpoints of before they existed are read without them."""
+STATE_KEYS = {
+    "progress", "plan", "config", "optimizer_steps", "loss_scaler", "dataset", "stability", "growth", "pacing",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -55,23 +55,24 @@ class Checkpoint:
             raise ConfigError(f"checkpoint {self.path} is not a directory.")
         self.records = layout.read_manifest(self.path)
         state = layout.read_checkpoint_json(self.path, layout.STATE)
-        if set(state) | LATER_STATE_KEYS != STATE_KEYS | LATER_STATE_KEYS:
+        if set(state) != STATE_KEYS:
             raise ConfigError(f"{self} {layout.STATE} must have {sorted(STATE_KEYS)}, but has {sorted(state)}.")
         self.state = state
-        self.progress = Progress.from_json(state["progress"])
-        self.plan = Plan.from_json(state["plan"])
-        # Stored, not reckoned again from metrics.jsonl: that lies in the run directory, not here, so it is absent
-        # where a run starts from another's checkpoint, and a person may have deleted it.
-        self.stability = Stability.from_json(state["stability"]) if "stability" in state else Stability()
-        self.growth = GrowthRecord.from_json(state["growth"]) if state.get("growth") is not None else None
-        pacing = state.get("pacing")
-        self.pacing = None if pacing is None else AdaptivePacing.from_json(pacing)
         try:
+            self.progress = Progress.from_json(state["progress"])
+            self.plan = Plan.from_json(state["plan"])
+            # Stored, not reckoned again from metrics.jsonl: that lies in the run directory, not here, so it is absent
+            # where a run starts from another's checkpoint, and a person may have deleted it.
+            self.stability = Stability.from_json(state["stability"])
+            self.growth = None if state["growth"] is None else GrowthRecord.from_json(state["growth"])
+            self.pacing = None if state["pacing"] is None else AdaptivePacing.from_json(state["pacing"])
             self.config = RunConfig.model_validate(state["config"])
         except ValidationError as error:
             first = error.errors()[0]
             where = ".".join(str(part) for part in first["loc"])
             raise ConfigError(f"{self} {layout.STATE} config.{where}: {first['msg']}.") from None
+        except ConfigError as error:
+            raise ConfigError(f"{self} {layout.STATE}: {error}") from None
         self.blocks = self._read_index()
 
     def __str__(self) -> str:

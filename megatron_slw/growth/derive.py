@@ -22,6 +22,7 @@ from megatron_slw.growth.stage import Stage
 from megatron_slw.progress import Progress
 from megatron_slw.slw.compile import compile_plan
 from megatron_slw.slw.plan import Plan
+from megatron_slw.slw.stability import Stability
 from megatron_slw.train.estimate import parameters
 
 Dynamics = Literal["retarget", "exact"]
@@ -120,7 +121,7 @@ def derive(
         "growth": record.to_json(),
     }
     if restarts:  # what was measured on the other clock
-        state = {name: value for name, value in state.items() if name not in ("stability", "pacing")}
+        state |= {"stability": Stability().to_json(), "pacing": None}
     return GrownRun(config, tree, progress, plan, record, state, own)
 
 
