@@ -18,12 +18,21 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from megatron_slw.config.errors import ConfigError, show
 from megatron_slw.data.sidecar import TokenizerInfo, file_sha256
-from megatron_slw.data.tiktoken_ranks import GPT2_PATTERN, RANK_ENDING, encode_flat, encoding_of, load_gpt2_ranks
+from megatron_slw.data.tiktoken_ranks import (
+    GPT2_PATTERN,
+    O200K_PATTERN,
+    RANK_ENDING,
+    encode_flat,
+    encoding_of,
+    load_gpt2_ranks,
+    parts_of,
+)
 from megatron_slw.data.tokenizer_interface import (
     BACKENDS,
     EOD_NAMES,
@@ -38,6 +47,13 @@ from megatron_slw.data.tokenizer_interface import (
 )
 
 _BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True}
+_SPLIT = {"type": "Split", "behavior": "Isolated", "invert": False}
+_LLAMA3 = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
+    r"|\s+(?!\S)|\s+"
+)
+PUBLISHED = (_LLAMA3, _LLAMA3.replace("{1,3}", ""), O200K_PATTERN)
+"""How a tokenizer.json spells the expressions of Llama 3 (cl100k), Qwen 2 and GPT-4o."""
 _WORD_ENDS = ("continuing_subword_prefix", "end_of_word_suffix")
 _NOT_PLAIN = ("dropout", "unk_token", "byte_fallback", "ignore_merges", *_WORD_ENDS)
 
@@ -143,7 +159,7 @@ def gpt2_ranks(library: Any) -> dict[bytes, int] | None:
     model, split = data["model"], data.get("pre_tokenizer") or {}
     if model["type"] != "BPE" or data.get("normalizer") or any(model.get(name) for name in _NOT_PLAIN):
         return None
-    if not all(split.get(name) == value for name, value in _BYTE_LEVEL.items()):
+    if not _has(split, _BYTE_LEVEL):
         return None
     if not all(token["special"] for token in data.get("added_tokens", ())):
         return None
@@ -164,6 +180,33 @@ def gpt2_ranks(library: Any) -> dict[bytes, int] | None:
     return ranks
 
 
+def may_be_cut(library: Any) -> bool:
+    """Whether a text has the same ids in the parts of `parts_of`, so that a long one need not be encoded at once.
+
+    It does if the text is split there anyway: by GPT-2's expression or another published one (see `tiktoken_ranks`),
+    with nothing done to the text before but composing characters, which no blank or line end takes part in.
+    """
+    data = json.loads(library.to_str())
+    if data.get("normalizer") not in (None, {"type": "NFC"}):
+        return False
+    if not all(token["special"] for token in data.get("added_tokens", ())):
+        return False
+    split = data.get("pre_tokenizer") or {}
+    if split.get("type") != "Sequence":
+        return _has(split, _BYTE_LEVEL)
+    first, *rest = split["pretokenizers"]
+    published = _has(first, _SPLIT) and first["pattern"].get("Regex") in PUBLISHED
+    return published and len(rest) == 1 and _has(rest[0], _BYTE_LEVEL | {"use_regex": False})
+
+
+def _has(part: dict[str, Any], wanted: dict[str, Any]) -> bool:
+    return all(part.get(name) == value for name, value in wanted.items())
+
+
+def _whole(text: str) -> tuple[str]:
+    return (text,)
+
+
 def _finished(spec: TokenizerSpec, name: str, sha256: str, library: Any, path: Path) -> LoadedTokenizer:
     vocab = library.get_vocab(with_added_tokens=True)
     if max(vocab.values(), default=0) >= LARGEST_ID:
@@ -180,9 +223,13 @@ def _finished(spec: TokenizerSpec, name: str, sha256: str, library: Any, path: P
         return LoadedTokenizer(info, lambda texts: encode_flat(encoding, texts), decode, library)
     # One at a time: a list would be shared between as many threads as there are cores, in every worker.
     encode = library.encode_batch_fast
+    parts = partial(parts_of, anywhere=False) if may_be_cut(library) else _whole
+
+    def ids(part: str) -> list[int]:
+        return encode([part], add_special_tokens=False)[0].ids
 
     def flat(texts: Sequence[str]) -> FlatIds:
-        return joined([encode([text], add_special_tokens=False)[0].ids for text in texts])
+        return joined((map(ids, parts(text)) for text in texts), info.vocab_size)
 
     return LoadedTokenizer(info, flat, decode, library)
 

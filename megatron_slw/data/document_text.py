@@ -11,6 +11,7 @@ from megatron_slw.data.inputs import PARQUET_ENDINGS, TEXT_ENDINGS
 
 INVALID_UTF8, BROKEN_JSON, MISSING_KEY, WRONG_TYPE = "invalid_utf8", "broken_json", "missing_key", "wrong_type"
 ERROR_KINDS = (INVALID_UTF8, BROKEN_JSON, MISSING_KEY, WRONG_TYPE)
+_SLICE = 1 << 18
 Line = bytes | tuple[bytes | None, ...]
 """A line, a text, or the values of a Parquet row under each key."""
 
@@ -81,12 +82,18 @@ def _value(value: dict[str, object], key: str, replace: bool) -> str:
     text = value[key]
     if not isinstance(text, str):
         raise BadTextError(WRONG_TYPE, f'has no text under "{key}" but {show(text)}')
-    if not text.isascii():
-        try:
-            text.encode("utf-8")
-        except UnicodeEncodeError as error:  # JSON can escape half of a pair
-            if replace:
-                return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-            fault = f'has the lone surrogate {text[error.start]!a} under "{key}"'
-            raise BadTextError(INVALID_UTF8, fault) from None
+    try:
+        utf8_size(text)
+    except UnicodeEncodeError as error:  # JSON can escape half of a pair
+        if replace:
+            return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+        fault = f'has the lone surrogate {error.object[error.start]!a} under "{key}"'
+        raise BadTextError(INVALID_UTF8, fault) from None
     return text
+
+
+def utf8_size(text: str) -> int:
+    """Bytes of a text in UTF-8, without a copy of all of it; UnicodeEncodeError where it has half of a pair."""
+    if text.isascii():
+        return len(text)
+    return sum(len(text[start : start + _SLICE].encode("utf-8")) for start in range(0, len(text), _SLICE))

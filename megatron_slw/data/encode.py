@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from megatron_slw.data.corpus import BadTextError, Piece, Position, documents
-from megatron_slw.data.document_text import INVALID_UTF8, Line
+from megatron_slw.data.document_text import INVALID_UTF8, Line, utf8_size
 from megatron_slw.data.layout import dtype_for
 from megatron_slw.data.tokenizer import Tokenizer, TokenizerSpec
 
@@ -54,15 +54,19 @@ class EncodedPiece:
 
 
 def encode_piece(settings: EncodeSettings, tokenizer: Tokenizer, piece: Piece) -> EncodedPiece:
-    """Encode the documents of a piece, for each key."""
+    """Encode the documents of a piece, for each key; takes them out of it, since a document may be very long."""
     result = EncodedPiece(piece.read, piece.end)
     texts: list[list[str]] = [[] for _ in settings.json_keys]
-    for path, number, line in piece.documents:
-        parts = _texts(settings, path, number, line, result)
-        if result.fault is not None:
-            return result
-        for column, text in zip(texts, parts or (), strict=False):
-            column.append(text)
+    piece.stretches.reverse()
+    while piece.stretches:
+        stretch = piece.stretches.pop()
+        for number, line in stretch.numbered:
+            parts = _texts(settings, stretch.path, number, line, result)
+            if result.fault is not None:
+                return result
+            for column, text in zip(texts, parts or (), strict=False):
+                column.append(text)
+        del stretch, number, line, parts
     eod = tokenizer.info.eod_id if settings.append_eod else None
     dtype = dtype_for(tokenizer.info.vocab_size)
     result.keys = [_encode(tokenizer, column, eod, dtype) for column in texts]
@@ -93,14 +97,11 @@ def _texts(settings: EncodeSettings, path: str, number: int, line: Line, result:
 
 
 def _encode(tokenizer: Tokenizer, texts: list[str], eod: int | None, dtype: np.dtype[np.integer]) -> Encoded:
+    text_bytes = sum(map(utf8_size, texts))
     tokens, lengths = tokenizer.encode_flat(texts)
+    tokens = tokens.astype(dtype, copy=False)
     kept = lengths[lengths > 0]
-    if eod is not None:
-        tokens = np.insert(tokens, np.cumsum(kept), eod)
-        kept = kept + 1
-    return Encoded(
-        tokens=tokens.astype(dtype, copy=False),
-        lengths=kept,
-        text_bytes=sum(len(text) if text.isascii() else len(text.encode("utf-8")) for text in texts),
-        empty=len(texts) - len(kept),
-    )
+    empty = len(lengths) - len(kept)
+    if eod is None:
+        return Encoded(tokens, kept, text_bytes, empty)
+    return Encoded(np.insert(tokens, np.cumsum(kept), eod), kept + 1, text_bytes, empty)

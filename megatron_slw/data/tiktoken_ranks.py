@@ -14,10 +14,9 @@ import binascii
 import hashlib
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
-
-import numpy as np
 
 from megatron_slw.config.errors import ConfigError, listing, show
 from megatron_slw.data.sidecar import TokenizerInfo
@@ -47,7 +46,7 @@ _CL100K_PATTERN = (
     r"|\s+(?!\S)|\s"
 )
 _CONTRACTION = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
-_O200K_PATTERN = "|".join(
+O200K_PATTERN = "|".join(
     (
         r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+" + _CONTRACTION,
         r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*" + _CONTRACTION,
@@ -67,7 +66,7 @@ RANK_FILES: dict[str, tuple[str, dict[str, int]]] = {
         _END: 100257, "<|fim_prefix|>": 100258, "<|fim_middle|>": 100259, "<|fim_suffix|>": 100260,
         "<|endofprompt|>": 100276,
     }),
-    "o200k_base": (_O200K_PATTERN, {_END: 199999, "<|endofprompt|>": 200018}),
+    "o200k_base": (O200K_PATTERN, {_END: 199999, "<|endofprompt|>": 200018}),
 }  # fmt: skip
 """A rank file holds neither expression nor special tokens: its name says which are OpenAI's (openai_public.py)."""
 
@@ -102,7 +101,8 @@ def tokenizer_of(kind: str, name: str, encoding: tiktoken.Encoding) -> LoadedTok
 
 def encode_flat(encoding: tiktoken.Encoding, texts: Sequence[str]) -> FlatIds:
     """The ids of texts; none of them is a special token's."""
-    return joined([_encode(encoding, text) for text in texts])
+    ids = partial(encoding.encode_to_numpy, disallowed_special=())
+    return joined((map(ids, parts_of(text)) for text in texts), encoding.n_vocab)
 
 
 def encoding_of(
@@ -156,15 +156,22 @@ def _rank_line(line: bytes, place: str) -> tuple[bytes, int]:
     return token, rank
 
 
-def parts_of(text: str, limit: int = PART) -> Iterator[str]:
-    """`text` in parts of at most `limit` characters; `''.join` gives it back."""
+def parts_of(text: str, limit: int = PART, anywhere: bool = True) -> Iterator[str]:
+    """`text` in parts of at most `limit` characters; `''.join` gives it back.
+
+    Where there is no place to cut, it is cut after `limit` characters; unless `anywhere`, at the next place.
+    """
     start = 0
     while len(text) - start > limit:
         stop = start + limit
-        end = _last_cut(text, max(start, stop - _TAIL), stop) or _last_cut(text, start, stop) or stop
+        end = _last_cut(text, max(start, stop - _TAIL), stop) or _last_cut(text, start, stop)
+        if not end:
+            found = None if anywhere else _CUT.search(text, stop - 2)
+            end = stop if anywhere else found.end() if found else len(text)
         yield text[start:end]
         start = end
-    yield text[start:]
+    if start < len(text) or not text:
+        yield text[start:]
 
 
 def _last_cut(text: str, start: int, stop: int) -> int:
@@ -172,12 +179,6 @@ def _last_cut(text: str, start: int, stop: int) -> int:
     for match in _CUT.finditer(text, start, stop):
         end = match.end()
     return end
-
-
-def _encode(encoding: tiktoken.Encoding, text: str) -> np.ndarray:
-    if len(text) <= PART:
-        return encoding.encode_to_numpy(text, disallowed_special=())
-    return np.concatenate([encoding.encode_to_numpy(part, disallowed_special=()) for part in parts_of(text)])
 
 
 def _encoding_by_name(kind: str, name: str) -> tiktoken.Encoding:

@@ -56,7 +56,8 @@ def _sentencepiece(spec: TokenizerSpec) -> LoadedTokenizer:
     model = parsed(path, lambda: sentencepiece.SentencePieceProcessor(model_proto=path.read_bytes()))
     eod = model.eos_id() if model.eos_id() >= 0 else None
     info = TokenizerInfo(spec.type, path.name, file_sha256(path), model.vocab_size(), eod)
-    return LoadedTokenizer(info, lambda texts: joined([model.encode(text) for text in texts]), model.decode)
+    size = model.vocab_size()
+    return LoadedTokenizer(info, lambda texts: joined(([model.encode(text)] for text in texts), size), model.decode)
 
 
 TOKENIZER_TYPES: dict[str, Callable[[TokenizerSpec], LoadedTokenizer]] = {

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from megatron_slw.config.errors import ConfigError
+from megatron_slw.data.layout import dtype_for
 from megatron_slw.data.sidecar import TokenizerInfo
 
 EOD_NAMES = ("<|endoftext|>", "<|end_of_text|>", "<eod>", "</s>", "<eos>")
@@ -83,12 +84,21 @@ class LoadedTokenizer:
         return self.decode_ids([int(token) for token in ids])
 
 
-def joined(parts: Sequence[Any]) -> FlatIds:
-    """The ids of each text, lists or arrays, as one array."""
-    lengths = np.fromiter(map(len, parts), np.int64, len(parts))
-    if not lengths.sum():
-        return FlatIds(np.empty(0, np.uint32), lengths)
-    return FlatIds(np.concatenate([np.asarray(part, np.uint32) for part in parts]), lengths)
+def joined(texts: Iterable[Iterable[Any]], vocab_size: int) -> FlatIds:
+    """The ids of each text as one array, in the type in which a dataset of this vocabulary keeps them.
+
+    Args:
+        texts: for each of them its ids in parts, lists or arrays.
+        vocab_size: more than any id.
+    """
+    dtype = dtype_for(vocab_size)
+    found: list[np.ndarray] = []
+    lengths: list[int] = []
+    for parts in texts:
+        start = len(found)
+        found += (np.asarray(part).astype(dtype) for part in parts)
+        lengths.append(sum(map(len, found[start:])))
+    return FlatIds(np.concatenate(found) if found else np.empty(0, dtype), np.array(lengths, np.int64))
 
 
 def needed(spec: TokenizerSpec, field: str) -> str:

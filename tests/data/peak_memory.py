@@ -1,8 +1,9 @@
 """Preprocess one file in this process and print by how much that raised its peak memory, in bytes.
 
-    python -m tests.data.peak_memory FOLDER NAME [MEGABYTES]
+    python -m tests.data.peak_memory FOLDER NAME MEGABYTES TOKENIZER
 
-FOLDER has tokenizer.json. With MEGABYTES, NAME is written first: documents of a kilobyte, or one document for .txt.
+NAME is written first: `short.jsonl` has documents of a kilobyte, any other file one document, `wide.jsonl` with a
+character that makes Python keep four bytes for each. TOKENIZER is a file in FOLDER.
 """
 
 from __future__ import annotations
@@ -20,9 +21,16 @@ WORDS = "The quick brown fox jumps over the lazy dog, and the dog sleeps on. " *
 
 def write(path: Path, megabytes: float) -> None:
     """Write about so much text."""
+    number = int(megabytes * 1e6 / len(WORDS))
     with path.open("w") as file:
-        for number in range(int(megabytes * 1e6 / len(WORDS))):
-            file.write(WORDS if path.suffix == ".txt" else json.dumps({"text": f"{number} {WORDS}"}) + "\n")
+        if path.name == "short.jsonl":
+            file.writelines(json.dumps({"text": f"{i} {WORDS}"}) + "\n" for i in range(number))
+        elif path.suffix == ".txt":
+            file.writelines(WORDS + "\n" for _ in range(number))
+        else:
+            file.write('{"text": "' + ("🦊" if path.stem == "wide" else ""))
+            file.writelines(WORDS + "\\n" for _ in range(number))
+            file.write('"}\n')
 
 
 def peak() -> int:
@@ -32,11 +40,13 @@ def peak() -> int:
 
 def main() -> None:
     """Warm up on a small file, so that libraries and tokenizer are counted before."""
-    folder, name, megabytes = Path(sys.argv[1]), sys.argv[2], float(sys.argv[3])
-    spec = TokenizerSpec("HuggingFaceTokenizer", tokenizer_model=str(folder / "tokenizer.json"))
-    write(folder / "warm.jsonl", 3)
+    folder, name, megabytes, file = Path(sys.argv[1]), sys.argv[2], float(sys.argv[3]), sys.argv[4]
+    kind = "SentencePieceTokenizer" if file.endswith(".model") else "HuggingFaceTokenizer"
+    spec = TokenizerSpec(kind, tokenizer_model=str(folder / file))
+    (folder / "warm").mkdir()
+    write(folder / "warm" / "short.jsonl", 3)
     write(folder / name, megabytes)
-    preprocess(PreprocessSettings((str(folder / "warm.jsonl"),), str(folder / "warm"), spec))
+    preprocess(PreprocessSettings((str(folder / "warm"),), str(folder / "warm" / "out"), spec))
     before = peak()
     preprocess(PreprocessSettings((str(folder / name),), str(folder / "out"), spec))
     print(peak() - before)

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
 from megatron_slw.config.errors import ConfigError
-from megatron_slw.data.byte_pair import gpt2_ranks, read_merges, read_vocab
+from megatron_slw.data.byte_pair import PUBLISHED, gpt2_ranks, may_be_cut, read_merges, read_vocab
+from megatron_slw.data.tiktoken_ranks import parts_of
 from megatron_slw.data.tokenizer import TokenizerSpec, load_tokenizer
 from tests.data.text_files import TEXTS
 
@@ -123,6 +124,65 @@ def test_what_tiktoken_cannot_do_is_left_to_the_library(library: Any, tmp_path: 
     tokenizer = load_tokenizer(TokenizerSpec("HuggingFaceTokenizer", tokenizer_model=str(tmp_path)))
     for text, ids in zip(TEXTS, tokenizer.encode_batch(TEXTS), strict=True):
         assert ids == other.encode(text).ids
+
+
+def published(pattern: str) -> Any:
+    """A tokenizer.json of today: a published expression, the spelling of bytes; whole words are looked up first."""
+    library = trained(TEXTS)
+    data = json.loads(library.to_str())
+    data["model"]["ignore_merges"] = True
+    data["normalizer"] = {"type": "NFC"}
+    split = {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
+    level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False, "use_regex": False}
+    data["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": [split, level]}
+    return Tokenizer.from_str(json.dumps(data))
+
+
+@pytest.fixture(scope="module")
+def cut_libraries(library: Any) -> list[Any]:
+    spelled = json.loads(library.to_str())
+    spelled["model"]["merges"].reverse()
+    return [Tokenizer.from_str(json.dumps(spelled)), *map(published, PUBLISHED)]
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    text=st.text(alphabet=st.sampled_from("aA1.'/s \n\r\t\u6771\u00e9_\u0301\u00a0\u1100\u1161\x1f"), max_size=80),
+    limit=st.integers(min_value=3, max_value=20),
+)
+def test_a_long_text_has_the_same_ids_in_parts(cut_libraries: list[Any], text: str, limit: int) -> None:
+    parts = list(parts_of(text, limit, anywhere=False))
+    assert "".join(parts) == text
+    for library in cut_libraries:
+        ids = [number for part in parts for number in library.encode(part).ids]
+        assert ids == library.encode(text).ids
+
+
+def test_parts_end_only_where_they_may() -> None:
+    assert list(parts_of("ab cdefghijk lm", 6, anywhere=False)) == ["ab", " cdefghijk", " lm"]
+    assert list(parts_of("abcdefghij", 4, anywhere=False)) == ["abcdefghij"]
+    assert list(parts_of("a" * 7 + "\nb c", 4, anywhere=False)) == ["a" * 7 + "\n", "b c"]
+
+
+@pytest.mark.parametrize("change", ["normalizer", "prefix space", "added token", "expression", "behaviour", "more"])
+def test_what_may_change_over_a_cut_is_not_cut(cut_libraries: list[Any], change: str) -> None:
+    assert all(map(may_be_cut, cut_libraries)) and len(cut_libraries) == 4
+    data = json.loads(cut_libraries[1].to_str())
+    split, level = data["pre_tokenizer"]["pretokenizers"]
+    if change == "normalizer":
+        data["normalizer"] = {"type": "Replace", "pattern": {"String": " "}, "content": "_"}
+    elif change == "prefix space":
+        level["add_prefix_space"] = True
+    elif change == "added token":
+        names = ("single_word", "lstrip", "rstrip", "normalized", "special")
+        data["added_tokens"] = [{"id": 9_999, "content": "a b", **dict.fromkeys(names, False)}]
+    elif change == "expression":
+        split["pattern"]["Regex"] = ".+"
+    elif change == "behaviour":
+        split["behavior"] = "MergedWithNext"
+    else:
+        data["pre_tokenizer"]["pretokenizers"].append({"type": "Digits", "individual_digits": True})
+    assert not may_be_cut(Tokenizer.from_str(json.dumps(data)))
 
 
 @pytest.mark.parametrize(
