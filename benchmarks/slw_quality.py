@@ -1,0 +1,206 @@
+"""Does sequence-length warmup pay? A small GPT on the State of the Union addresses, every arm with three seeds.
+
+    python benchmarks/slw_quality.py --work DIR [--jobs 2] [--json FILE] [--images DIR]
+
+Two studies, set down in slw_quality_arms.py. Stability: at a learning rate that is too high for the full length, the
+baseline, the warmup, two stages, batch-size warmup and mixed lengths train equally many tokens; beside them the full
+length at a rate that suits it. Epoch: what becomes of the tokens that short lengths cut off, in one pass over a corpus
+that is all there is.
+
+Every run is a pretrain_gpt.py of its own, of one thread. A run that is complete is not run again, so the same command
+goes on after an interruption. On a shared machine wall-clock time means little: seconds are those of a step of that
+many tokens, measured afterwards by turns with nothing else in the process (--timing).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a checkout need not be installed
+
+from benchmarks import slw_quality_arms as arms
+from benchmarks.slw_quality_evaluation import run_figures, spread, summarize, without_nan
+from megatron_slw.data.sidecar import file_sha256
+from megatron_slw.train.metrics import FILE_NAME, read_metrics
+
+ROOT = Path(__file__).resolve().parents[1]
+CACHE = Path.home() / ".cache" / "megatron_slw" / "tests" / "sotu"
+ENVIRONMENT = (
+    "OMP_NUM_THREADS=1", "CUDA_VISIBLE_DEVICES=", "DS_ACCELERATOR=cpu", f"PYTHONPATH={ROOT}",
+    # glibc keeps large blocks from step to step instead of giving them back to the kernel
+    "MALLOC_ARENA_MAX=1", "MALLOC_MMAP_MAX_=0", "MALLOC_TRIM_THRESHOLD_=8589934592", "MALLOC_TOP_PAD_=67108864",
+)  # fmt: skip
+HELD_OUT = 16
+"""Documents of the validation set."""
+DONE, TIMING = "done.json", "timing.json"
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run."""
+
+    arm: arms.Arm
+    seed: int
+    folder: Path
+
+    @property
+    def name(self) -> str:
+        """arm and seed."""
+        return f"{self.arm.study}/{self.arm.name}_{self.seed}"
+
+
+def prepare(data: Path, texts: Sequence[Path]) -> None:
+    """Shuffle and split the documents, train the tokenizer on the training part, write the three datasets."""
+    if (data / DONE).is_file():
+        return
+    data.mkdir(parents=True, exist_ok=True)
+    shuffled = sorted(texts, key=lambda path: path.name)
+    Random(1).shuffle(shuffled)
+    held_out, train = shuffled[:HELD_OUT], shuffled[HELD_OUT:]
+    parts = {"train": train, "epoch": train[: arms.EPOCH_DOCUMENTS], "valid": held_out}
+    for name, paths in parts.items():
+        lines = (json.dumps({"text": path.read_text(encoding="utf-8")}) + "\n" for path in paths)
+        (data / f"{name}.jsonl").write_text("".join(lines), encoding="utf-8")
+    tokenizer = str(data / "tokenizer.json")
+    size = str(arms.VOCABULARY)
+    tool("train_tokenizer", "--input", str(data / "train.jsonl"), "--vocab-size", size, "--output", tokenizer)
+    for name in parts:
+        prefix = ["--input", str(data / f"{name}.jsonl"), "--output-prefix", str(data / name), "--append-eod"]
+        tool("preprocess_data", *prefix, "--tokenizer-type", "HuggingFaceTokenizer", "--tokenizer-model", tokenizer)
+    write_json(data / DONE, {})
+
+
+def tool(name: str, *arguments: str) -> None:
+    """Run one of tools/."""
+    subprocess.run([sys.executable, str(ROOT / "tools" / f"{name}.py"), *arguments], check=True)
+
+
+def write_json(path: Path, value: object) -> None:
+    """Write by renaming a complete file into place."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(without_nan(value), indent=1) + "\n", encoding="utf-8")
+    temporary.replace(path)
+
+
+def is_done(job: Job, config: Mapping[str, Any]) -> bool:
+    """Whether the run was made with this very configuration."""
+    path = job.folder / DONE
+    return path.is_file() and json.loads(path.read_text())["config"] == config
+
+
+def run(job: Job, data: Path) -> str:
+    """Train unless it is done; a run that fails after its first evaluation counts: it is one that diverged."""
+    config = arms.configuration(job.arm, job.seed, data, job.folder)
+    if is_done(job, config):
+        return f"{job.name}: done before"
+    shutil.rmtree(job.folder, ignore_errors=True)  # a run of another configuration, or one that was killed
+    script, file = ROOT / "pretrain_gpt.py", job.folder / "ds_slw.json"
+    write_json(file, config)
+    began = time.monotonic()
+    command = ["env", *ENVIRONMENT, sys.executable, str(script), "--ds-config", str(file)]
+    with (job.folder / "log").open("w") as log:
+        status = subprocess.run(command, stdout=log, stderr=log).returncode
+    steps, evaluations = read_metrics(job.folder / FILE_NAME) if (job.folder / FILE_NAME).is_file() else ([], [])
+    if not evaluations:
+        raise SystemExit(f"{job.name} failed: see {job.folder / 'log'}")
+    seconds = round(time.monotonic() - began, 1)
+    write_json(job.folder / DONE, {"config": config, "status": status, "wall_s": seconds})
+    last = evaluations[-1]["val_loss"]
+    return f"{job.name}: status {status}, {len(steps)} steps, validation loss {last}, {seconds:.0f} s"
+
+
+def jobs(work: Path, chosen: Callable[[arms.Arm], bool]) -> Iterator[Job]:
+    """All runs, one seed of every arm before the next seed."""
+    for seed in arms.SEEDS:
+        for arm in filter(chosen, arms.ARMS):
+            yield Job(arm, seed, work / "runs" / arm.study / f"{arm.name}_{seed}")
+
+
+def evaluate(work: Path, costs: Sequence[tuple[int, float]]) -> dict[str, Any]:
+    """The figures of both studies, from the runs that are there."""
+    figures: dict[str, dict[str, list[dict[str, Any]]]] = {}
+    for job in jobs(work, lambda _: True):
+        if not (job.folder / DONE).is_file():
+            print(f"{job.name} is missing", file=sys.stderr)
+            continue
+        planned = json.loads((job.folder / DONE).read_text())["status"] == 0
+        steps, evaluations = read_metrics(job.folder / FILE_NAME)
+        found = run_figures(steps, evaluations, costs, arms.WARMUP_STEPS, planned)
+        figures.setdefault(job.arm.study, {}).setdefault(job.arm.name, []).append({"seed": job.seed, **found})
+    return {study: study_figures(by_arm) for study, by_arm in figures.items()}
+
+
+def study_figures(by_arm: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, Any]:
+    """Summary and single runs; the target is the mean over the seeds of the first arm's best validation loss."""
+    first = next(iter(by_arm.values()))
+    best = spread([figures["best_val_loss"] for figures in first])
+    assert best is not None, "every run was evaluated"
+    return {"target_val_loss": best["mean"], "arms": summarize(by_arm, best["mean"]), "runs": by_arm}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run what is left, evaluate, write."""
+    args = parser().parse_args(argv)
+    texts = sorted(args.corpus.glob("*.txt"))
+    if not texts:
+        raise SystemExit("the corpus is not there: python -m pytest tests/data/test_real_corpus.py fetches it.")
+    work = args.work.resolve()
+    prepare(work / "data", texts)
+    chosen = (lambda arm: arm.name in args.arms) if args.arms else (lambda arm: True)
+    if not args.evaluate_only:
+        with ThreadPoolExecutor(args.jobs) as pool:
+            for line in pool.map(lambda job: run(job, work / "data"), list(jobs(work, chosen))):
+                print(line, flush=True)
+    timing = work / TIMING
+    if args.timing:
+        from benchmarks.slw_quality_timing import measure
+
+        write_json(timing, measure(work))
+    costs = json.loads(timing.read_text())["costs"] if timing.is_file() else []
+    import torch
+
+    result = {
+        "benchmark": "slw_quality", "machine": platform.processor() or platform.machine(), "cpus": os.cpu_count(),
+        "torch": torch.__version__, "corpus_sha256": file_sha256(work / "data" / "train.jsonl"),
+        "settings": arms.settings(), "step_costs": costs, **evaluate(work, costs),
+    }  # fmt: skip
+    if args.json:
+        write_json(args.json, result)
+    if args.images:
+        from benchmarks.slw_quality_figures import draw
+
+        draw(without_nan(result), args.images)
+    return 0
+
+
+def parser() -> argparse.ArgumentParser:
+    """The flags."""
+    result = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = result.add_argument
+    add("--work", type=Path, required=True, help="where corpus and runs go; about 1 MB a run")
+    add("--corpus", type=Path, default=CACHE, help="a folder of .txt files (default: where the tests put them)")
+    add("--jobs", type=int, default=1, help="runs at once (default: 1)")
+    add("--arms", nargs="+", help="only these (default: all)")
+    add("--evaluate-only", action="store_true", help="train nothing; evaluate the runs that are there")
+    add("--timing", action="store_true", help="measure the seconds of steps, some minutes; kept in --work")
+    add("--json", type=Path, help="the results")
+    add("--images", type=Path, help="a folder for the pictures")
+    return result
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
