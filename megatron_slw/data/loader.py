@@ -128,7 +128,9 @@ def _locate(windows: Windows | BlendedWindows, first: int, count: int, order: Or
 
 
 def _locate_any(windows: Windows | BlendedWindows, samples: np.ndarray, order: Order) -> tuple[np.ndarray, np.ndarray]:
-    """The same of any samples; they come in few stretches of consecutive ones."""
+    """The same of any samples; they come in few stretches of consecutive ones, and mostly in one."""
+    if len(samples) and (np.diff(samples) == 1).all():
+        return _locate(windows, int(samples[0]), len(samples), order)
     different, back = np.unique(samples, return_inverse=True)
     stretches = np.split(different, np.flatnonzero(np.diff(different) != 1) + 1) if len(different) else []
     found = [_locate(windows, int(stretch[0]), len(stretch), order) for stretch in stretches]
