@@ -7,6 +7,7 @@ import torch.distributed as dist
 
 from megatron_slw.checkpoint.load import Checkpoint
 from megatron_slw.config.errors import ConfigError
+from megatron_slw.config.schema import ModelConfig
 from megatron_slw.parallel.groups import Groups
 from megatron_slw.parallel.sharding import sharded_parameters
 from megatron_slw.slw.plan import Plan
@@ -27,6 +28,20 @@ def verify_together(checkpoint: Checkpoint, groups: Groups) -> None:
         raise error
     if int(failed) < groups.world_size:
         raise ConfigError(f"{checkpoint} a file does not match its SHA-256; rank {int(failed)} names it.")
+
+
+def check_model(checkpoint: Checkpoint, model: ModelConfig) -> None:
+    """A resume must be of the same model in what the tensors' shapes do not tell.
+
+    Raises:
+        ConfigError: naming the setting; a grown checkpoint may have another layernorm_epsilon than its source.
+    """
+    for name in ("num_attention_heads", "activation", "layernorm_epsilon"):
+        before, now = getattr(checkpoint.config.model, name), getattr(model, name)
+        if before != now:
+            raise ConfigError(
+                f"{checkpoint} its model.{name} is {before}, but this configuration has {now}. Set it to {before}."
+            )
 
 
 def check_plan(checkpoint: Checkpoint, plan: Plan) -> None:

@@ -207,13 +207,11 @@ def _stage_multipliers(
         try:
             if stage.model.num_layers != sizes.num_layers:
                 raise ValueError("new layers learn from the first step on")
-            if stage.snr_db is not None:
-                raise ValueError("noise tells copies apart")
             found.append(multipliers(width_of(sizes, stage.model, stage.width_operator, None, options.seed)))
         except ValueError as error:
             raise ConfigError(
                 f"--dynamics exact cannot be had for {describe(sizes)} -> {describe(stage.model)}: {error}. Grow the "
-                "width by whole factors alone, with --noise off, or use --dynamics retarget."
+                "width by whole factors alone, or use --dynamics retarget."
             ) from None
         sizes = stage.model
     return tuple(found)

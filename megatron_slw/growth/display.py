@@ -62,6 +62,8 @@ def warnings(growth: Growth) -> list[str]:
                 "without noise and dropout equal copies stay equal, and the model learns no more than the small one; "
                 "--noise 10 tells them apart"
             )
+        if stage.snr_db is not None and growth.options.dynamics == "exact":
+            found.append("with noise the steps are the small model's nearly, no longer exactly: copies go apart")
         sizes = stage.model
     if not growth.is_lossless:
         found.append("stack and interpolate do not preserve the loss")

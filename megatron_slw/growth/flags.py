@@ -95,8 +95,8 @@ def _common_parser(description: str) -> argparse.ArgumentParser:
     parser.add_argument(
         "--dynamics", choices=("retarget", "exact"), default="retarget",
         help="retarget (default): the larger model's learning rate and schedule, after a warmup. exact: each step "
-        "repeats the small model's, by factors on the rates that the checkpoint carries (whole width factors, no "
-        "noise)",
+        "repeats the small model's, by factors on the rates that the checkpoint carries (whole width factors; "
+        "nearly where --noise is given)",
     )  # fmt: skip
     parser.add_argument(
         "--position", type=_share, metavar="SHARE",

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from megatron_slw.checkpoint import format as layout
 from megatron_slw.checkpoint.load import Checkpoint
-from megatron_slw.checkpoint.resume import check_plan, load_optimizer_state, verify_together
+from megatron_slw.checkpoint.resume import check_model, check_plan, load_optimizer_state, verify_together
 from megatron_slw.checkpoint.save import SaveError
 from megatron_slw.config.errors import ConfigError
 from megatron_slw.config.load import load_config, to_json, with_train_samples, with_vocab_size
@@ -92,6 +92,7 @@ def build_job(config: RunConfig, groups: Groups) -> Job:
     start = Progress()
     if checkpoint is not None:
         verify_together(checkpoint, groups)
+        check_model(checkpoint, config.model)
         check_plan(checkpoint, plan)
         _check_same_data(checkpoint, dataset, config.data.allow_changed, groups.rank)
         start = checkpoint.progress

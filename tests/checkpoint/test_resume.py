@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from megatron_slw.checkpoint.format import complete_checkpoints, step_folder
-from megatron_slw.testing import WorkerPool, tiny_config, write_tiny_dataset
+from megatron_slw.testing import WorkerFailed, WorkerPool, tiny_config, write_tiny_dataset
 from tests.checkpoint import jobs
 
 TP2, PP2 = {"tensor": 2}, {"pipeline": 2}
@@ -117,3 +117,12 @@ def test_a_rank_that_cannot_write_fails_the_save_everywhere(pool: WorkerPool, fo
     assert "No space left on device" in said[1], said
     assert "by another rank" in said[0], said
     assert complete_checkpoints(folder / "run" / "checkpoints") == [], "a half-written checkpoint counts as one"
+
+
+@pytest.mark.parametrize("change", [{"num_attention_heads": 2}, {"activation": "gelu"}, {"layernorm_epsilon": 1e-6}])
+def test_another_model_of_the_same_shapes_is_refused(pool: WorkerPool, folder: Path, change: dict[str, Any]) -> None:
+    config = config_for(folder, "run")
+    pool.run(jobs.run, 1, (config, 2, (2,)))
+    other = config_for(folder, "run", model=change)
+    with pytest.raises(WorkerFailed, match=rf"its model\.{next(iter(change))} is"):
+        pool.run(jobs.run, 1, (other, 3))

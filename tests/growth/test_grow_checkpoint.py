@@ -242,7 +242,6 @@ REFUSED: dict[str, tuple[list[str], str]] = {
     "twice": (["--depth", "2", "--layers", "4"], "both given"),
     "exact with layers": (["--depth", "2", "--width", "2", "--dynamics", "exact"], "new layers learn"),
     "exact with a rest": (["--hidden-size", "48", "--dynamics", "exact"], "whole copies"),
-    "exact with noise": (["--width", "2", "--noise", "10", "--dynamics", "exact"], "noise tells copies apart"),
     "exact with length": (["--seq-length", "64", "--dynamics", "exact"], "Use --dynamics retarget"),
     "a size as a setting": (["--width", "2", "--model.num_layers=3"], "model.num_layers 3"),
     "an unknown setting": (["--width", "2", "--model.hiden=3"], "hiden"),
