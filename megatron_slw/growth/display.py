@@ -19,20 +19,20 @@ from megatron_slw.train.units import count_text
 
 
 def headline(growth: Growth) -> str:
-    """From what to what, and how."""
+    """From what to what, and how: two lines."""
     old, grown = growth.checkpoint, growth.grown
     before, after = old.config.model, grown.config.model
     operators = _operators(growth)
     text = (
         f"{describe(before)} ({count_text(parameters(before))})  ->  {describe(after)} "
-        f"({count_text(parameters(after))})   operator {', '.join(operators)}, moments tiled, "
+        f"({count_text(parameters(after))})   operator {', '.join(operators)}, moments tiled\n"
     )
     if growth.options.dynamics == "exact":
-        return text + "steps as the small model's"
+        return text + "learning rate exact: every step is the small model's"
     position = min(grown.progress.tokens - grown.record.lr_shift_tokens, old.plan.tokens_trained)
     return text + (
-        f"learning rate retarget (step {old.progress.step:,} -> {old.plan.steps_to_tokens(position):,} of its "
-        f"schedule, warmup of {grown.record.rewarmup_steps} steps)"
+        f"learning rate retarget: step {old.progress.step:,} -> {old.plan.steps_to_tokens(position):,} of its "
+        f"schedule, warmup of {grown.record.rewarmup_steps} steps"
     )
 
 

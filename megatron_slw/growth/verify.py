@@ -21,8 +21,8 @@ from megatron_slw.growth.operators import names
 from megatron_slw.parallel.sharding import Shard
 
 CHUNK_BYTES = 16 << 20
-LOGIT_TOLERANCE, LOSS_TOLERANCE = 1e-4, 1e-5
-"""Of the largest logit, and of the loss: rounding the grown weights to fp32 changes about 1e-6 of them."""
+LOGIT_TOLERANCE, LOSS_TOLERANCE = 2e-5, 2e-6
+"""Of the largest logit, and of the loss: rounding the grown weights to fp32 changed 5e-8 of a trained model's."""
 
 
 class SlicedSource(Protocol):
