@@ -22,7 +22,7 @@ from megatron_slw.slw.tuning_space import probe_plan, probe_steps, search_space,
 from megatron_slw.train.estimate import flops_per_token, plan_flops
 
 EVALUATIONS = 50
-SAMPLES = 64
+SAMPLES = 32
 SAVES = 4
 
 
@@ -97,6 +97,7 @@ class TuneJob:
     def probe_tree(self, probe: Probe, directory: Path) -> dict[str, Any]:
         """The configuration file of a probe that runs in `directory`."""
         overrides = {
+            "train_batch_size": self.config.train_batch_size,  # with another number of ranks it would not work out
             "evaluation.interval": self.interval,
             "evaluation.samples": self.samples,
             "checkpoint.directory": None,

@@ -24,8 +24,9 @@ from megatron_slw.train.metrics import FILE_NAME, read_metrics
 from megatron_slw.train.tune_job import TuneJob
 from megatron_slw.train.tune_state import Result, write_json
 
-NOT_FINITE = b"is not finite"
-"""In the sentence of the trainer's NonFiniteError; a launcher makes its exit status that of any failure."""
+DIVERGED = (b"is not finite", b"loss scale already at minimum")
+"""In the trainer's last words, its own and those of DeepSpeed's fp16 loss scaler; a launcher makes its exit status that
+of any failure."""
 STOPPED = "stopped; the same command goes on where it was."
 LOG_END = 1 << 16
 GRACE_S = 120.0
@@ -118,7 +119,8 @@ def _result(job: TuneJob, probe: Probe, run: Path, log: Path) -> Result | None:
         return Result(*probe, False, ratio, found.worst_step, reading.steps)
     if reading.complete:
         return Result(*probe, True, found.worst_ratio, found.worst_step, reading.steps)
-    if NOT_FINITE in _end_of(log):
+    last_words = _end_of(log)
+    if any(words in last_words for words in DIVERGED):
         return Result(*probe, False, None, reading.steps + 1, reading.steps)
     return None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
@@ -16,14 +17,18 @@ from typing import Any
 
 import pytest
 
+from megatron_slw.config.errors import ConfigError
 from megatron_slw.config.load import load_config
 from megatron_slw.slw.compile import compile_plan
-from megatron_slw.slw.tuning import Probe
+from megatron_slw.slw.tuning import Fluctuation, Probe
 from megatron_slw.testing import write_tiny_dataset
 from megatron_slw.train.estimate import flops_per_token, plan_flops
 from megatron_slw.train.learning_rate import learning_rate
 from megatron_slw.train.metrics import read_metrics
+from megatron_slw.train.tune_display import TuneDisplay
 from megatron_slw.train.tune_job import tune_job
+from megatron_slw.train.tune_probe import Reading
+from megatron_slw.train.tune_state import Result
 from tools import tune_slw
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -152,8 +157,9 @@ def test_a_stopped_probe_costs_what_it_trained(folder: Path, capsys: Capture) ->
     assert share in capsys.readouterr().out
 
 
-def test_nothing_stable_says_what_to_do_and_has_its_own_status(folder: Path, capsys: Capture) -> None:
-    assert tune_slw.main(arguments(folder, least=100, most=1, diverge=True)) == 1
+@pytest.mark.parametrize("words", ["step 25: the loss is not finite", "Current loss scale already at minimum"])
+def test_nothing_stable_says_what_to_do_and_has_its_own_status(folder: Path, capsys: Capture, words: str) -> None:
+    assert tune_slw.main(arguments(folder, least=100, most=1, diverge=words)) == 1
     out = capsys.readouterr().out
     assert "Lower optimizer.params.lr" in out and not (folder / "tuning" / "ds_slw.json").exists()
     assert "diverges, stopped after 25 of 50 steps" in out
@@ -177,6 +183,36 @@ def test_done_already_is_said_again_without_training(folder: Path, capsys: Captu
     assert first[first.index("start  duration") :] == second[second.index("start  duration") :]
 
 
+def test_a_launcher_of_more_ranks_than_was_said_cannot_change_the_batch(folder: Path) -> None:
+    """With micro-batch and accumulation alone it would: the trainer then refuses, as rank counts do not work out."""
+    batch = ["--train_batch_size=null", "--train_micro_batch_size_per_gpu=2", "--gradient_accumulation_steps=3"]
+    job = tune_job(folder / "config.json", batch)
+    path = folder / "probe.json"
+    path.write_text(json.dumps(job.probe_tree(Probe(8, 50), folder / "run")))
+    assert load_config(path).train_batch_size == 6
+    with pytest.raises(ConfigError, match="train_batch_size"):
+        load_config(path, world_size=2)
+
+
+class Terminal(io.StringIO):
+    """Says that it is one."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+def test_on_a_terminal_one_line_is_redrawn_and_leaves_only_results(folder: Path) -> None:
+    job, stream = tune_job(folder / "config.json"), Terminal()
+    display = TuneDisplay(job, stream)
+    display.begin(Probe(8, 50), [])
+    for steps in (0, 10, 20):
+        display.watch(Reading(steps, Fluctuation(1.125, 6, False), False))
+    display.end(Result(8, 50, True, 1.125, 6, 50))
+    shown = [line.rpartition("\r\x1b[K")[2] for line in stream.getvalue().split("\n")]
+    assert shown == ["probe 1 of at most 6: start 8, duration 50", "    8        50        1.125        6  stable", ""]
+    assert "  step 20/50 | worst ratio 1.12 | 0:0" in stream.getvalue()
+
+
 def launch(command: list[str]) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [*TOOL, *command], text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True
@@ -184,7 +220,7 @@ def launch(command: list[str]) -> subprocess.Popen[str]:
 
 
 def wait_until(condition: Callable[[], object]) -> None:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 240
     while not condition():
         assert time.monotonic() < deadline, "it never came"
         time.sleep(0.02)
@@ -214,7 +250,7 @@ def test_kill_9_of_the_tuner_leaves_a_probe_that_the_next_start_takes_over(folde
     again = launch(command)
     wait_until((folder / "tuning" / "tuning.json").exists)
     pause.unlink()
-    out, _ = again.communicate(timeout=60)
+    out, _ = again.communicate(timeout=240)
     assert again.returncode == 0, out
     assert started(folder) == [(8, 50), (16, 50), (16, 150), (16, 100), (16, 125)], "a probe was made twice"
     assert chosen(folder) == (16, 125)
@@ -249,7 +285,7 @@ def test_a_signal_ends_the_probe_and_says_that_the_same_command_goes_on(folder: 
     wait_until(paused(folder, 1))
     (probe,) = children(tuner.pid)
     tuner.send_signal(number)
-    out, _ = tuner.communicate(timeout=60)
+    out, _ = tuner.communicate(timeout=240)
     assert tuner.returncode == 0 and out.rstrip().endswith("the same command goes on where it was."), out
     assert not Path(f"/proc/{probe}").exists(), "the probe trains on"
 
@@ -263,7 +299,7 @@ def test_two_tuners_in_one_directory_are_one_too_many(folder: Path, capsys: Capt
     assert tune_slw.main(command) == 2
     assert "in use by another tuner" in capsys.readouterr().err
     pause.unlink()
-    out, _ = tuner.communicate(timeout=60)
+    out, _ = tuner.communicate(timeout=240)
     assert tuner.returncode == 0, out
 
 
@@ -316,29 +352,30 @@ def test_a_directory_of_something_else_is_left_alone(folder: Path, capsys: Captu
     assert "is not empty and holds no tuning.json" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(
-    "damage",
-    [
-        lambda text: text[: len(text) // 2],
-        lambda text: text.replace('"stable": true', '"stable": 1', 1),
-        lambda text: text.replace('"version": 1', '"version": 2'),
-        lambda text: text.replace('"steps": 50', '"steps": -1', 1),
-        lambda text: re.sub(r'"worst_ratio": [^,]*', '"worst_ratio": null', text, count=1),
-        lambda text: text.replace('"worst_step"', '"worst"', 1),
-    ],
-)
-def test_a_damaged_state_is_refused(folder: Path, capsys: Capture, damage: Callable[[str], str]) -> None:
+DAMAGE: dict[str, Callable[[str], str]] = {
+    "cut short": lambda text: text[: len(text) // 2],
+    "a number for a truth value": lambda text: text.replace('"stable": true', '"stable": 1', 1),
+    "of a later version": lambda text: text.replace('"version": 1', '"version": 2'),
+    "steps below 0": lambda text: text.replace('"steps": 50', '"steps": -1', 1),
+    "stable without a ratio": lambda text: re.sub(r'"worst_ratio": [^,]*', '"worst_ratio": null', text, count=1),
+    "another field": lambda text: text.replace('"worst_step"', '"worst"', 1),
+    "no list": lambda text: text.replace('"probes": [', '"probes": 1, "more": [', 1),
+}
+
+
+def test_a_damaged_state_is_refused_and_kept(folder: Path, capsys: Capture) -> None:
     command = arguments(folder, least=1, most=10**6)
     assert tune_slw.main(command) == 0
     state = folder / "tuning" / "tuning.json"
-    changed = damage(state.read_text())
-    assert changed != state.read_text(), "the test damages nothing"
-    state.write_text(changed)
+    good = state.read_text()
     capsys.readouterr()
-    assert tune_slw.main(command) == 2
-    error = capsys.readouterr().err
-    assert "tuning.json: " in error and error.count("\n") == 1
-    assert state.read_text() == changed
+    for kind, damage in DAMAGE.items():
+        assert damage(good) != good, f"{kind}: the test damages nothing"
+        state.write_text(damage(good))
+        assert tune_slw.main(command) == 2, kind
+        error = capsys.readouterr().err
+        assert "tuning.json: " in error and error.count("\n") == 1, (kind, error)
+        assert state.read_text() == damage(good), kind
 
 
 def test_a_legacy_block_and_a_preset_are_tuned_too(folder: Path) -> None:

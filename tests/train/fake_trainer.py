@@ -3,8 +3,8 @@
     python fake_trainer.py SURFACE pretrain_gpt.py --ds-config FILE --stop-after N
 
 SURFACE is a JSON file: `least` and `most` bound the stable start lengths and durations; `pause` makes it wait before
-its last validation until a file of that name is gone; `fail` is [status, text] to fail with; `diverge` lets it die of a
-NaN where it would fluctuate. Each start appends the probe to SURFACE.starts.
+its last validation until a file of that name is gone; `fail` is [status, text] to fail with; `diverge` are its last
+words where it would fluctuate. Each start appends the probe to SURFACE.starts.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def train(surface: dict[str, Any], settings: dict[str, Any], last: int, stable: 
             file.write(json.dumps({"step": step, "loss": loss}) + "\n")
             if not stable and step == last // 2:
                 if surface.get("diverge"):
-                    print(f"step {step}: the loss is not finite", file=sys.stderr)
+                    print(surface["diverge"], file=sys.stderr)
                     return 1
                 loss += 1.0
             loss -= 0.01
