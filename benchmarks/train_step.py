@@ -1,10 +1,11 @@
-"""Tokens per second of our training step beside a bare PyTorch loop and Hugging Face's GPT-2, one CPU process.
+"""Tokens per second of our training step beside eager PyTorch and Hugging Face's GPT-2, one CPU process.
 
     python benchmarks/train_step.py [--json FILE]
 
-The three take turns in one process on the same tokens, so that a busy machine slows all of them; the figures are
+The four take turns in one process on the same tokens, so that a busy machine slows all of them; the figures are
 medians of each step's ratio to the step beside it. The bare loop is what one would write by hand over the same model:
-forward, cross-entropy, backward, clip, AdamW. Ours adds DeepSpeed's engine, the label weights, the checks for NaN.
+forward, cross-entropy, backward, clip, AdamW, with PyTorch's own operators. Ours adds DeepSpeed's engine, the label
+weights, the checks for NaN; "ours, eager" is the same with `ops.backend` torch. --quickstart takes that model.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from megatron_slw.config.schema import RunConfig
+from megatron_slw.config.schema import OpsConfig, RunConfig
 from megatron_slw.data.loader import Blocks
 from megatron_slw.model.gpt import GPT
 from megatron_slw.model.init import initial_value, initialize_weights
@@ -34,13 +35,14 @@ from megatron_slw.train.engine import Engine
 Step = Callable[[np.ndarray], float]
 
 
-def make_config(layers: int, hidden: int, length: int, rows: int, micro: int) -> RunConfig:
+def make_config(layers: int, hidden: int, length: int, rows: int, micro: int, backend: str = "auto") -> RunConfig:
     """A model of the size that a CPU trains."""
-    return tiny_config(
+    config = tiny_config(
         "unused", model__num_layers=layers, model__hidden_size=hidden, model__num_attention_heads=hidden // 64,
         model__seq_length=length, model__vocab_size=8192, curriculum=None, train_batch_size=rows,
         micro_batch_size=micro, gradient_clipping=1.0, optimizer__lr=1e-4,
     )  # fmt: skip
+    return config.model_copy(update={"ops": OpsConfig(backend=backend)})
 
 
 def our_step(config: RunConfig) -> Step:
@@ -116,14 +118,21 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--quickstart", action="store_true", help="the quickstart's model: 4 layers of 192")
     args = parser.parse_args(argv)
+    if args.quickstart:
+        args.layers, args.hidden = 4, 192
     torch.set_num_threads(args.threads)
-    config = make_config(args.layers, args.hidden, args.length, args.rows, args.micro)
+    shape_of = (args.layers, args.hidden, args.length, args.rows, args.micro)
+    config, eager = make_config(*shape_of), make_config(*shape_of, backend="torch")
     generator = np.random.default_rng(0)
     shape = (args.rows, args.length + 1)
     batches = [generator.integers(0, 8192, shape, dtype=np.uint16) for _ in range(args.steps + 2)]
     with single_process():
-        steps = {"ours": our_step(config), "bare loop": bare_model(config), "hugging face": hugging_face(config)}
+        steps = {
+            "ours": our_step(config), "ours, eager": our_step(eager), "bare loop": bare_model(eager),
+            "hugging face": hugging_face(eager),
+        }  # fmt: skip
         times = measure(steps, batches)
     tokens = args.rows * args.length
     result = {

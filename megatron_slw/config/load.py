@@ -18,6 +18,7 @@ from megatron_slw.config.schema import (
     EvaluationConfig,
     LoggingConfig,
     ModelConfig,
+    OpsConfig,
     ParallelConfig,
     RunConfig,
     Section,
@@ -32,6 +33,7 @@ _CLASSES: dict[str, type[Section]] = {
     "evaluation": EvaluationConfig,
     "checkpoint": CheckpointConfig,
     "logging": LoggingConfig,
+    "ops": OpsConfig,
 }
 
 

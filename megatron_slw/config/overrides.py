@@ -11,7 +11,7 @@ from megatron_slw.config.errors import ConfigError, show, unknown_name
 from megatron_slw.config.json_file import parse_json
 
 OUR_KEY = "megatron_slw"
-SECTIONS = ("model", "parallel", "data", "training", "evaluation", "checkpoint", "logging")
+SECTIONS = ("model", "parallel", "data", "training", "evaluation", "checkpoint", "logging", "ops")
 
 
 def apply_overrides(tree: dict[str, Any], overrides: Sequence[str]) -> tuple[dict[str, Any], tuple[str, ...]]:

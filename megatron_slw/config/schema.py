@@ -83,6 +83,8 @@ class ModelConfig(Section):
     layernorm_epsilon: PositiveFloat = 1e-5
     init_method_std: PositiveFloat = 0.02
     activation: Literal["gelu_tanh", "gelu"] = "gelu_tanh"
+    attention: Literal["auto", "sdpa", "fused_softmax"] = "auto"
+    """PyTorch's attention, or scores, fused softmax and product; auto picks by a measured table."""
 
     @property
     def head_dim(self) -> int:
@@ -109,6 +111,13 @@ class ParallelConfig(Section):
     pipeline: PositiveInt = 1
     sequence_parallel: Switch = False
     """Shard the activations between tensor-parallel regions along the sequence."""
+
+
+class OpsConfig(Section):
+    """Which implementation of the operators runs."""
+
+    backend: Literal["auto", "csrc", "torch", "apex"] = "auto"
+    """auto is csrc where the kernels are built for the device, else torch."""
 
 
 class DataConfig(Section):
@@ -255,6 +264,7 @@ class RunConfig(Section):
     evaluation: EvaluationConfig
     checkpoint: CheckpointConfig
     logging: LoggingConfig
+    ops: OpsConfig = OpsConfig()
     optimizer: OptimizerConfig
     curriculum: CurriculumConfig | None
     """The lengths; None for the full length throughout."""

@@ -13,18 +13,23 @@ block of a tensor-parallel rank is a plain slice of whole heads.
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from megatron_slw.config.schema import ModelConfig, RunConfig
+from megatron_slw.config.schema import RunConfig
 from megatron_slw.model.documents import document_attention_bias, positions_in_documents
+from megatron_slw.ops.backend import Operators, attend, picks_fused_softmax, select_operators
 from megatron_slw.parallel.collectives import copy_to_tensor
 from megatron_slw.parallel.cross_entropy import vocab_parallel_cross_entropy
 from megatron_slw.parallel.groups import Groups
 from megatron_slw.parallel.layers import (
+    AddLayerNorm,
     ColumnParallelLinear,
+    ColumnParallelLinearGelu,
     Dropout,
     LayerNorm,
     RowParallelLinear,
@@ -34,6 +39,11 @@ from megatron_slw.parallel.layers import (
 from megatron_slw.parallel.sharding import make_parameter
 
 WORD_EMBEDDINGS = "embedding.word_embeddings"
+
+
+def operators_of(config: RunConfig, groups: Groups) -> Operators:
+    """The implementation that `ops.backend` names, on this rank's device."""
+    return select_operators(config.ops.backend, groups.device.type)
 
 
 class WordEmbedding(VocabParallelEmbedding):
@@ -79,7 +89,8 @@ class SelfAttention(nn.Module):
         size, sp = config.model.hidden_size, config.parallel.sequence_parallel
         self.groups = groups
         self.head_dim = config.model.head_dim
-        self.dropout = config.model.attention_dropout
+        self.dropout, self.attention = config.model.attention_dropout, config.model.attention
+        self.operators = operators_of(config, groups)
         self.query_key_value = ColumnParallelLinear(f"{name}.query_key_value", size, 3 * size, groups, sp)
         self.dense = RowParallelLinear(f"{name}.dense", size, size, groups, sp)
 
@@ -94,15 +105,19 @@ class SelfAttention(nn.Module):
 
     def _attend(self, q_BHTD: Tensor, k_BHTD: Tensor, v_BHTD: Tensor, bias_B1TT: Tensor | None) -> Tensor:
         dropout, causal = self.dropout if self.training else 0.0, bias_B1TT is None
+        if picks_fused_softmax(self.attention, self.operators, q_BHTD.size(2), self.head_dim):
+            run = partial(attend, q_BHTD, k_BHTD, v_BHTD, bias_B1TT, dropout)
+        else:
+            run = partial(F.scaled_dot_product_attention, q_BHTD, k_BHTD, v_BHTD, bias_B1TT, dropout, causal)
         if dropout == 0.0 or self.groups.tp_size == 1:
-            return F.scaled_dot_product_attention(q_BHTD, k_BHTD, v_BHTD, bias_B1TT, dropout, causal)
+            return run()
         # The ranks hold different heads and share the default generator's state: each forks it with a seed of its
         # own, else head h of every rank would drop the same entries.
         seed = int(torch.randint(2**48, ())) * 4096 + self.groups.tp_rank
         devices = [q_BHTD.device] if q_BHTD.is_cuda else []
         with torch.random.fork_rng(devices=devices):
             torch.manual_seed(seed % 2**63)
-            return F.scaled_dot_product_attention(q_BHTD, k_BHTD, v_BHTD, bias_B1TT, dropout, causal)
+            return run()
 
 
 class MLP(nn.Module):
@@ -111,13 +126,13 @@ class MLP(nn.Module):
     def __init__(self, config: RunConfig, groups: Groups, name: str) -> None:
         super().__init__()
         size, ffn, sp = config.model.hidden_size, config.model.ffn_size, config.parallel.sequence_parallel
-        self.approximate = "tanh" if config.model.activation == "gelu_tanh" else "none"
-        self.dense_h_to_4h = ColumnParallelLinear(f"{name}.dense_h_to_4h", size, ffn, groups, sp)
+        tanh, operators = config.model.activation == "gelu_tanh", operators_of(config, groups)
+        self.dense_h_to_4h = ColumnParallelLinearGelu(f"{name}.dense_h_to_4h", size, ffn, groups, sp, operators, tanh)
         self.dense_4h_to_h = RowParallelLinear(f"{name}.dense_4h_to_h", ffn, size, groups, sp)
 
     def forward(self, x_BtC: Tensor) -> Tensor:
         """(B, t, C) to (B, t, C)."""
-        return self.dense_4h_to_h(F.gelu(self.dense_h_to_4h(x_BtC), approximate=self.approximate))
+        return self.dense_4h_to_h(self.dense_h_to_4h(x_BtC))
 
 
 class TransformerLayer(nn.Module):
@@ -126,13 +141,14 @@ class TransformerLayer(nn.Module):
     def __init__(self, config: RunConfig, groups: Groups, index: int) -> None:
         super().__init__()
         model, sp, name = config.model, config.parallel.sequence_parallel, f"layers.{index}"
-        size, eps = model.hidden_size, model.layernorm_epsilon
+        size, eps, operators = model.hidden_size, model.layernorm_epsilon, operators_of(config, groups)
         self.recompute = config.training.activation_checkpointing
-        self.input_layernorm = LayerNorm(f"{name}.input_layernorm", size, eps, groups, sp)
+        self.input_layernorm = LayerNorm(f"{name}.input_layernorm", size, eps, groups, sp, operators)
         self.self_attention = SelfAttention(config, groups, f"{name}.self_attention")
-        self.post_attention_layernorm = LayerNorm(f"{name}.post_attention_layernorm", size, eps, groups, sp)
+        post_name = f"{name}.post_attention_layernorm"
+        self.post_attention_layernorm = AddLayerNorm(post_name, size, eps, groups, sp, operators)
         self.mlp = MLP(config, groups, f"{name}.mlp")
-        self.dropout = Dropout(model.hidden_dropout, groups, local=sp)
+        self.dropout = Dropout(model.hidden_dropout, groups, sp, operators)
 
     def forward(self, x_BtC: Tensor, bias_B1TT: Tensor | None = None) -> Tensor:
         """(B, t, C) to (B, t, C); see `SelfAttention` for the bias."""
@@ -141,17 +157,18 @@ class TransformerLayer(nn.Module):
         return self._layer(x_BtC, bias_B1TT)
 
     def _layer(self, x_BtC: Tensor, bias_B1TT: Tensor | None) -> Tensor:
-        x_BtC = x_BtC + self.dropout(self.self_attention(self.input_layernorm(x_BtC), bias_B1TT))
-        return x_BtC + self.dropout(self.mlp(self.post_attention_layernorm(x_BtC)))
+        attended_BtC = self.dropout(self.self_attention(self.input_layernorm(x_BtC), bias_B1TT))
+        normal_BtC, x_BtC = self.post_attention_layernorm(attended_BtC, x_BtC)
+        return self.dropout.add(self.mlp(normal_BtC), x_BtC)
 
 
 class FinalLayerNorm(LayerNorm):
     """The LayerNorm before the output head."""
 
     def __init__(self, config: RunConfig, groups: Groups) -> None:
-        model = config.model
-        sequence_parallel = config.parallel.sequence_parallel
-        super().__init__("final_layernorm", model.hidden_size, model.layernorm_epsilon, groups, sequence_parallel)
+        model, sp = config.model, config.parallel.sequence_parallel
+        operators = operators_of(config, groups)
+        super().__init__("final_layernorm", model.hidden_size, model.layernorm_epsilon, groups, sp, operators)
 
 
 class OutputHead(nn.Module):
@@ -202,16 +219,17 @@ class WeightedLoss:
     micro-batch would weigh a label more the more of its neighbours are masked.
     """
 
-    def __init__(self, model: ModelConfig, groups: Groups) -> None:
+    def __init__(self, config: RunConfig, groups: Groups) -> None:
+        model = config.model
         if model.vocab_size is None:
             raise ValueError("the loss needs model.vocab_size: fill it from the dataset first")
         self.vocab_size, self.padded_vocab_size = model.vocab_size, model.padded_vocab_size
-        self.groups = groups
+        self.groups, self.operators = groups, operators_of(config, groups)
 
     def __call__(self, logits_BTV: Tensor, targets: tuple[Tensor, Tensor]) -> Tensor:
         """Logits (B, T, V) and (labels (B, T) int64, weights (B, T) fp32) to a scalar."""
         labels_BT, weights_BT = targets
         loss_BT = vocab_parallel_cross_entropy(
-            logits_BTV, labels_BT, self.vocab_size, self.padded_vocab_size, self.groups
+            logits_BTV, labels_BT, self.vocab_size, self.padded_vocab_size, self.groups, self.operators
         )
         return (loss_BT * weights_BT).sum()

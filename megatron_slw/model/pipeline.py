@@ -36,7 +36,7 @@ class GPTPipeline(PipelineModule):
         super().__init__(
             layers,
             topology=groups.topology,
-            loss_fn=WeightedLoss(config.model, groups),
+            loss_fn=WeightedLoss(config, groups),
             partition_method="type:^TransformerLayer$",
             activation_checkpoint_interval=0,
         )

@@ -101,9 +101,8 @@ _call_backward = declare(
 
 
 def draw_seed(device: torch.device | str, rank: int = 0) -> Tensor:
-    """A seed from the default generator of the CPU, mixed with `rank` where ranks must draw different masks."""
-    seed = torch.randint(2**48, ()) * 4096 + rank
-    return seed.to(device, non_blocking=True)
+    """A seed from the device's default generator, mixed with `rank` where ranks must draw different masks."""
+    return torch.randint(2**48, (), device=device) * 4096 + rank
 
 
 def bias_dropout_add(x: Tensor, bias_C: Tensor | None, residual: Tensor, seed: Tensor, p: float) -> Tensor:

@@ -1,21 +1,23 @@
 """Cross-entropy on logits whose vocabulary columns are cut over the tensor-parallel ranks.
 
-Three all-reduces of one number per label (maximum, normaliser, target logit), never of the logits: arXiv 1909.08053,
-section 3. The columns that pad the vocabulary to a round size are left out, so the loss is that of the real
-vocabulary, whatever the padding.
+Two all-reduces, of one number per label (maximum) and of two (normaliser, target logit), never of the logits:
+arXiv 1909.08053, section 3. The columns that pad the vocabulary to a round size are left out, so the loss is that of
+the real vocabulary, whatever the padding.
 
 Shapes: N labels (B x T), v this rank's real columns.
 """
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
 from torch import Tensor
 
+from megatron_slw.ops.backend import Operators
+from megatron_slw.ops.cross_entropy import vocab_parallel_cross_entropy as fused_cross_entropy
 from megatron_slw.parallel.groups import Groups
 from megatron_slw.parallel.sharding import shard_range
 
@@ -53,8 +55,18 @@ class _VocabParallelCrossEntropy(torch.autograd.Function):
         return grad_Nv, None, None, None
 
 
+def _all_reduce(x: Tensor, op: Any, groups: Groups) -> Tensor:
+    dist.all_reduce(x, op=op, group=groups.tp_group)
+    return x
+
+
 def vocab_parallel_cross_entropy(
-    logits_BTV: Tensor, labels_BT: Tensor, vocab_size: int, padded_vocab_size: int, groups: Groups
+    logits_BTV: Tensor,
+    labels_BT: Tensor,
+    vocab_size: int,
+    padded_vocab_size: int,
+    groups: Groups,
+    operators: Operators,
 ) -> Tensor:
     """Negative log-likelihood of each label, in fp32.
 
@@ -64,6 +76,7 @@ def vocab_parallel_cross_entropy(
         vocab_size: the real columns of all ranks; those after them are padding.
         padded_vocab_size: all columns of all ranks.
         groups: whose tensor-parallel group holds the other columns.
+        operators: the implementation.
 
     Returns:
         (B, T) fp32, the same on every tensor-parallel rank.
@@ -71,6 +84,10 @@ def vocab_parallel_cross_entropy(
     start, stop = shard_range(padded_vocab_size, groups.tp_rank, groups.tp_size)
     logits_Nv = logits_BTV.flatten(0, 1)[:, : max(0, min(stop, vocab_size) - start)]
     if groups.tp_size == 1:
-        return F.cross_entropy(logits_Nv.float(), labels_BT.flatten(), reduction="none").view_as(labels_BT)
+        return operators.cross_entropy(logits_Nv, labels_BT.flatten()).view_as(labels_BT)
+    if operators.fused:
+        reduce_max = partial(_all_reduce, op=dist.ReduceOp.MAX, groups=groups)
+        reduce_sum = partial(_all_reduce, op=dist.ReduceOp.SUM, groups=groups)
+        return fused_cross_entropy(logits_Nv, labels_BT.flatten(), start, reduce_max, reduce_sum).view_as(labels_BT)
     loss_N = _VocabParallelCrossEntropy.apply(logits_Nv, labels_BT.flatten(), start, groups)
     return loss_N.view_as(labels_BT)

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from megatron_slw.ops.backend import Operators, dropout_add
 from megatron_slw.parallel.collectives import (
     copy_to_tensor,
     gather_sequence,
@@ -33,6 +34,22 @@ class ColumnParallelLinear(nn.Module):
         """(B, t, I) to this rank's (B, T, O / tp)."""
         enter = gather_sequence if self.sequence_parallel else copy_to_tensor
         return F.linear(enter(x, self.groups), self.weight, self.bias)
+
+
+class ColumnParallelLinearGelu(ColumnParallelLinear):
+    """The same with GELU after it, in its tanh form or the exact one."""
+
+    def __init__(
+        self, name: str, in_size: int, out_size: int, groups: Groups, sequence_parallel: bool, operators: Operators,
+        tanh: bool,
+    ) -> None:  # fmt: skip
+        super().__init__(name, in_size, out_size, groups, sequence_parallel)
+        self.operators, self.tanh = operators, tanh
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, t, I) to this rank's (B, T, O / tp)."""
+        enter = gather_sequence if self.sequence_parallel else copy_to_tensor
+        return self.operators.linear_gelu(enter(x, self.groups), self.weight, self.bias, self.tanh)
 
 
 class RowParallelLinear(nn.Module):
@@ -61,20 +78,31 @@ class LayerNorm(nn.Module):
     whose backward sums their gradients over the tensor-parallel ranks.
     """
 
-    def __init__(self, name: str, size: int, eps: float, groups: Groups, sequence_parallel: bool) -> None:
+    def __init__(
+        self, name: str, size: int, eps: float, groups: Groups, sequence_parallel: bool, operators: Operators
+    ) -> None:
         super().__init__()
-        self.groups, self.eps = groups, eps
+        self.groups, self.eps, self.operators = groups, eps, operators
         self.sequence_parallel = sequence_parallel
         self.weight = make_parameter(f"{name}.weight", (size,), None, groups)
         self.bias = make_parameter(f"{name}.bias", (size,), None, groups)
 
+    def _parameters_here(self) -> tuple[Tensor, Tensor]:
+        if self.sequence_parallel:
+            return copy_to_tensor(self.weight, self.groups), copy_to_tensor(self.bias, self.groups)
+        return self.weight, self.bias
+
     def forward(self, x: Tensor) -> Tensor:
         """(B, t, C) to (B, t, C)."""
-        weight: Tensor = self.weight
-        bias: Tensor = self.bias
-        if self.sequence_parallel:
-            weight, bias = copy_to_tensor(weight, self.groups), copy_to_tensor(bias, self.groups)
-        return F.layer_norm(x, weight.shape, weight, bias, self.eps)
+        return self.operators.layer_norm(x, *self._parameters_here(), self.eps)
+
+
+class AddLayerNorm(LayerNorm):
+    """The same with the residual addition before it."""
+
+    def forward(self, x: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+        """(B, t, C) twice, to the normalised sum and the sum."""
+        return self.operators.add_layer_norm(x, residual, *self._parameters_here(), self.eps)
 
 
 class VocabParallelEmbedding(nn.Module):
@@ -112,9 +140,9 @@ class Dropout(nn.Module):
     alike, so the ranks stay in step, and activation checkpointing, which restores it, repeats the mask.
     """
 
-    def __init__(self, probability: float, groups: Groups, local: bool) -> None:
+    def __init__(self, probability: float, groups: Groups, local: bool, operators: Operators | None = None) -> None:
         super().__init__()
-        self.probability, self.groups = probability, groups
+        self.probability, self.groups, self.operators = probability, groups, operators
         self.local = local and groups.tp_size > 1
 
     def forward(self, x: Tensor) -> Tensor:
@@ -125,3 +153,9 @@ class Dropout(nn.Module):
         generator = torch.Generator(x.device).manual_seed(seed % 2**63)
         keep = torch.empty_like(x).bernoulli_(1.0 - self.probability, generator=generator)
         return x * keep / (1.0 - self.probability)
+
+    def add(self, x: Tensor, residual: Tensor) -> Tensor:
+        """residual + dropout(x), in one pass where the operators are fused."""
+        if self.operators is None or not self.operators.fused or not self.training or self.probability == 0.0:
+            return residual + self(x)
+        return dropout_add(x, residual, self.probability, self.groups.tp_rank if self.local else 0)

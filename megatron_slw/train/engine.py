@@ -98,7 +98,7 @@ class Engine:
         multipliers: Mapping[str, Multiplier] = NO_MULTIPLIERS,
     ) -> None:
         self.config, self.groups = config, groups
-        self.loss_fn = WeightedLoss(config.model, groups)
+        self.loss_fn = WeightedLoss(config, groups)
         logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
         with contextlib.redirect_stdout(io.StringIO()):  # PipelineModule prints its partition on every start
             module = build_pipeline(config, groups) if groups.pp_size > 1 else GPT(config, groups)

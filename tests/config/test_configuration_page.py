@@ -24,6 +24,7 @@ SECTIONS: dict[str, type[schema.Section]] = {
     "`megatron_slw.evaluation`": schema.EvaluationConfig,
     "`megatron_slw.checkpoint`": schema.CheckpointConfig,
     "`megatron_slw.logging`": schema.LoggingConfig,
+    "`megatron_slw.ops`": schema.OpsConfig,
     "`optimizer`": schema.OptimizerConfig,
     "The curriculum": schema.CurriculumConfig,
 }

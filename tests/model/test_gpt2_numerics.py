@@ -87,7 +87,7 @@ def test_loss_and_gradients_equal_hugging_face(pair: tuple[GPT, torch.nn.Module]
     expected = theirs(ids, labels=ids).loss
     expected.backward()
     config = tiny_config("unused", model__vocab_size=VOCAB)
-    loss_fn = WeightedLoss(config.model, one_process_groups())
+    loss_fn = WeightedLoss(config, one_process_groups())
     weights = torch.full((2, 32), 1.0 / 64)
     ours.zero_grad()
     found = loss_fn(ours(ids[:, :-1]), (ids[:, 1:].contiguous(), weights))

@@ -6,19 +6,23 @@ import numpy as np
 import torch
 
 from megatron_slw.config.schema import ParallelConfig
+from megatron_slw.ops.backend import select_operators
 from megatron_slw.parallel.cross_entropy import vocab_parallel_cross_entropy
 from megatron_slw.parallel.groups import build_groups
 from megatron_slw.parallel.layers import Dropout
 from megatron_slw.parallel.sharding import shard_range
 
 
-def cross_entropy(size: int, logits: np.ndarray, labels: np.ndarray, vocab: int) -> tuple[np.ndarray, np.ndarray, int]:
+def cross_entropy(
+    size: int, logits: np.ndarray, labels: np.ndarray, vocab: int, backend: str
+) -> tuple[np.ndarray, np.ndarray, int]:
     """Loss, gradient of this rank's columns under a weighted sum, and where the columns start."""
     groups = build_groups(ParallelConfig(tensor=size))
     padded = logits.shape[-1]
     start, stop = shard_range(padded, groups.tp_rank, size)
     mine = torch.from_numpy(logits[..., start:stop].copy()).requires_grad_()
-    loss_BT = vocab_parallel_cross_entropy(mine, torch.from_numpy(labels), vocab, padded, groups)
+    operators = select_operators(backend, "cpu")
+    loss_BT = vocab_parallel_cross_entropy(mine, torch.from_numpy(labels), vocab, padded, groups, operators)
     weights = torch.linspace(0.5, 1.5, loss_BT.numel()).view_as(loss_BT)
     (loss_BT * weights).sum().backward()
     assert mine.grad is not None, "no gradient"
