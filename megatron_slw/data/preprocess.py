@@ -25,7 +25,7 @@ from megatron_slw.data.resume import DatasetState, RunState, load_state, save_st
 from megatron_slw.data.shuffle import copy_shuffled
 from megatron_slw.data.sidecar import Sidecar
 from megatron_slw.data.tokenizer import Tokenizer, TokenizerSpec, load_tokenizer
-from megatron_slw.data.workers import WorkerDiedError, encoded_pieces
+from megatron_slw.data.workers import Crew, WorkerDiedError, crew, encoded_pieces
 from megatron_slw.data.writer import IndexedDatasetWriter, can_go_on
 
 _COMMIT_SECONDS = 2.0
@@ -97,24 +97,25 @@ def preprocess(
     """
     paths = expand_inputs(settings.inputs)
     size = _check(settings, paths)
-    tokenizer = load_tokenizer(settings.tokenizer)
-    if settings.append_eod and tokenizer.info.eod_id is None:
-        raise ConfigError(f"--append-eod is set, but {tokenizer.info.name} has no end-of-document token.")
-    run = _Run(settings, paths, size, tokenizer, say)
-    try:
-        run.encode(report, executor)
-        if not any(dataset.documents for dataset in run.state.datasets.values()):
-            raise ConfigError(f"{', '.join(settings.inputs)}: there is no text in --input.")
-        return run.publish()
-    except WorkerDiedError:
-        run.leave()
-        raise
-    except ConfigError:
-        run.throw_away()
-        raise
-    except BaseException:
-        run.leave()
-        raise
+    with crew(settings.tokenizer, settings.workers, size, executor) as encoders:
+        tokenizer = load_tokenizer(settings.tokenizer)
+        if settings.append_eod and tokenizer.info.eod_id is None:
+            raise ConfigError(f"--append-eod is set, but {tokenizer.info.name} has no end-of-document token.")
+        run = _Run(settings, paths, size, tokenizer, say)
+        try:
+            run.encode(report, encoders)
+            if not any(dataset.documents for dataset in run.state.datasets.values()):
+                raise ConfigError(f"{', '.join(settings.inputs)}: there is no text in --input.")
+            return run.publish()
+        except WorkerDiedError:
+            run.leave()
+            raise
+        except ConfigError:
+            run.throw_away()
+            raise
+        except BaseException:
+            run.leave()
+            raise
 
 
 def resumable(settings: PreprocessSettings) -> bool:
@@ -152,13 +153,13 @@ class _Run:
         if state is None:
             self._state_path.unlink(missing_ok=True)
 
-    def encode(self, report: Callable[[Counts], None], executor: Executor | None) -> None:
+    def encode(self, report: Callable[[Counts], None], encoders: Crew) -> None:
         """Read, encode and write what is left."""
         settings = self.settings
         pieces = read_pieces(
             self.paths, PIECE_BYTES, self.state.position, settings.json_keys, settings.split_on_blank_lines
         )
-        results = encoded_pieces(settings.encoding, self.tokenizer, pieces, settings.workers, executor)
+        results = encoded_pieces(settings.encoding, self.tokenizer, pieces, encoders)
         committed = time.monotonic()
         with closing(results):
             for result in results:

@@ -1,8 +1,8 @@
 """Pieces encoded by several processes, on this machine or others; always in order.
 
 With `--workers N` this process is one of the N: it reads and writes, and encodes whenever it would wait for the other
-ones. So it has work while they start, which takes them longer than a megabyte of text, and N cores are never shared by
-N + 1 processes.
+ones. So it has work while they start, which takes them as long as some megabytes of text, and N cores are never shared
+by N + 1 processes.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Executor, Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import lru_cache, partial
-from itertools import chain, islice
 from multiprocessing.process import BaseProcess
 
 from megatron_slw.config.errors import ConfigError
@@ -26,12 +26,50 @@ from megatron_slw.data.encode import EncodedPiece, EncodeSettings, encode_piece
 from megatron_slw.data.tokenizer import Tokenizer, TokenizerSpec, load_tokenizer
 
 PIECES_PER_WORKER = 3
-ALONE = 4
-"""So many pieces are encoded before other processes are started: for less they do not pay."""
+ALONE_BYTES = 4 * PIECE_BYTES
+"""For input of this size other processes do not pay."""
 
 
 class WorkerDiedError(ConfigError):
     """A process of the pool is gone; what was written so far is good."""
+
+
+@dataclass(frozen=True)
+class Crew:
+    """Who encodes."""
+
+    workers: int = 1
+    """Processes that do."""
+    executor: Executor | None = None
+    """Where the other ones are."""
+    helps: bool = True
+    """Whether this process is one of them."""
+    started: tuple[Future[int], ...] = ()
+    """One of these is done when one of the others is there."""
+
+
+@contextmanager
+def crew(spec: TokenizerSpec, workers: int, size: int, executor: Executor | None) -> Iterator[Crew]:
+    """Start the other processes; they load the tokenizer while this one does.
+
+    Args:
+        spec: of the tokenizer.
+        workers: processes that encode, this one among them.
+        size: bytes of the input; 0 where that is not known.
+        executor: where the work goes instead, with `workers` workers; this process then encodes nothing.
+    """
+    if executor is not None:
+        yield Crew(workers, executor, helps=False)
+    elif workers == 1 or 0 < size <= ALONE_BYTES:
+        yield Crew()
+    else:
+        # Not fork: the tokenizer libraries have threads. And not Pool.imap: it would read the whole corpus ahead.
+        context = multiprocessing.get_context("spawn")
+        pool = ProcessPoolExecutor(workers - 1, context, _start_worker, (spec,))
+        try:
+            yield Crew(workers, pool, True, tuple(pool.submit(os.getpid) for _ in range(workers - 1)))
+        finally:
+            pool.shutdown(cancel_futures=True)
 
 
 @dataclass
@@ -43,7 +81,7 @@ class _Job:
 
 
 def encoded_pieces(
-    settings: EncodeSettings, tokenizer: Tokenizer, pieces: Iterator[Piece], workers: int, executor: Executor | None
+    settings: EncodeSettings, tokenizer: Tokenizer, pieces: Iterator[Piece], crew: Crew
 ) -> Generator[EncodedPiece, None, None]:
     """Yield the encoded pieces in the order of `pieces`.
 
@@ -51,42 +89,27 @@ def encoded_pieces(
         settings: for every worker.
         tokenizer: for this process.
         pieces: from `read_pieces`; read no further ahead than the workers need.
-        workers: processes that encode, this one among them.
-        executor: where the work goes instead, with `workers` workers; this process then encodes nothing.
+        crew: who encodes.
 
     Raises:
         WorkerDiedError: a process of the pool was killed.
     """
-    if executor is not None:
-        yield from _in_order(executor, settings, pieces, workers, None)
-        return
     here = partial(encode_piece, settings, tokenizer)
-    yield from map(here, pieces if workers == 1 else islice(pieces, ALONE))
-    if (piece := next(pieces, None)) is not None:
-        rest = chain([piece], pieces)
-        del piece  # it may be a hundred megabytes
-        yield from _with_others(here, settings, rest, workers)
-
-
-def _with_others(
-    here: Callable[[Piece], EncodedPiece], settings: EncodeSettings, pieces: Iterator[Piece], workers: int
-) -> Generator[EncodedPiece, None, None]:
-    # Not fork: the tokenizer libraries have threads. And not Pool.imap: it would read the whole corpus ahead.
-    context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(workers - 1, context, _start_worker, (settings.tokenizer,))
+    if crew.executor is None:
+        yield from map(here, pieces)
+        return
     try:
-        started = [pool.submit(os.getpid) for _ in range(workers - 1)]
-        while not any(future.done() for future in started) and (piece := next(pieces, None)) is not None:
-            yield here(piece)
-            del piece
-        yield from _in_order(pool, settings, pieces, workers, here)
+        while crew.started and not any(map(Future.done, crew.started)):
+            if (result := next(map(here, pieces), None)) is None:
+                return
+            yield result
+            del result
+        yield from _in_order(crew.executor, settings, pieces, crew.workers, here if crew.helps else None)
     except BrokenProcessPool:
         raise WorkerDiedError(
             "a worker process died, perhaps for lack of memory. Use fewer --workers; the same command goes on "
             "where it was."
         ) from None
-    finally:
-        pool.shutdown(cancel_futures=True)
 
 
 def _in_order(
@@ -134,7 +157,8 @@ def _start_worker(spec: TokenizerSpec) -> None:
     parent = multiprocessing.parent_process()
     if parent is not None:  # a killed parent must not leave workers behind
         threading.Thread(target=_follow, args=(parent,), daemon=True).start()
-    _loaded(spec)
+    with suppress(ConfigError):  # the parent tells it
+        _loaded(spec)
 
 
 def _follow(parent: BaseProcess) -> None:

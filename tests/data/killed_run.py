@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from megatron_slw.data import preprocess, throughput
+from megatron_slw.data import preprocess, throughput, workers
 from megatron_slw.data.writer import IndexedDatasetWriter
 from tools import preprocess_data
 
@@ -52,6 +52,7 @@ def main() -> int:
     point, count = sys.argv[1], int(sys.argv[2])
     preprocess._COMMIT_SECONDS = 0.0
     preprocess.PIECE_BYTES = 20_000
+    workers.ALONE_BYTES = 1
     throughput._LINE_SECONDS = 0.0
     if point != "never":
         owner, name, after = POINTS[point]

@@ -8,6 +8,7 @@ import pytest
 
 from megatron_slw.config.errors import ConfigError
 from megatron_slw.data import preprocess as module
+from megatron_slw.data import workers
 from megatron_slw.data.indexed import IndexedDataset, verify_checksums
 from megatron_slw.data.preprocess import Counts, PreprocessSettings, preprocess
 from megatron_slw.data.tokenizer import TokenizerSpec, load_tokenizer
@@ -85,7 +86,10 @@ def test_bad_text_is_named_and_leaves_nothing(spec: TokenizerSpec, tmp_path: Pat
     assert [path.name for path in tmp_path.iterdir()] == ["a.jsonl"]
 
 
-def test_bad_text_in_a_worker_is_named_and_the_old_dataset_stays(spec: TokenizerSpec, tmp_path: Path) -> None:
+def test_bad_text_in_a_worker_is_named_and_the_old_dataset_stays(
+    spec: TokenizerSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(workers, "ALONE_BYTES", 1)
     preprocess(settings(spec, tmp_path, write_jsonl(tmp_path / "a.jsonl", ["first"])))
     before = (tmp_path / "out_text_document.bin").read_bytes()
     (tmp_path / "b.txt").write_bytes(b"text \x80")
@@ -120,6 +124,7 @@ def test_reading_does_not_run_ahead_of_writing(
 ) -> None:
     """Pieces under way are bounded: with a pool that reads ahead, all 40 would be read before the first."""
     monkeypatch.setattr(module, "PIECE_BYTES", 1)
+    monkeypatch.setattr(workers, "ALONE_BYTES", 1)
     paths = []
     for i in range(40):
         paths.append(tmp_path / f"{i:02}.txt")
