@@ -114,13 +114,17 @@ def run(growth: Growth, workers: int, progress: Callable[[str, int], None]) -> C
         GrowthError: the losses differ by more than rounding, or a file cannot be written.
     """
     writing = growth.save.with_name(growth.save.name + layout.WRITING)
-    with ThreadPoolExecutor(workers) as pool:
-        list(pool.map(lambda share: growth.checkpoint.verify(share, workers), range(workers)))
     try:
         stream.prepare(writing, _request(growth))
-        stream.write_all(growth.tensors, writing, workers, progress)
+        with ThreadPoolExecutor(1) as pool:  # beside the writing, which waits for the disk
+            sound = pool.submit(growth.checkpoint.verify)
+            stream.write_all(growth.tensors, writing, workers, progress)
+            sound.result()
         layout.write_json(writing / layout.STATE, growth.grown.state)
         layout.write_manifest(writing, _records(writing))
+    except ConfigError:
+        shutil.rmtree(writing, ignore_errors=True)
+        raise
     except OSError as error:
         raise GrowthError(
             f"{growth.save} could not be written: {error}. The same command goes on from what is written."

@@ -20,7 +20,7 @@ from megatron_slw.config.schema import ModelConfig
 from megatron_slw.growth.operators import names
 from megatron_slw.parallel.sharding import Shard
 
-CHUNK_BYTES = 16 << 20
+CHUNK_BYTES = 4 << 20
 LOGIT_TOLERANCE, LOSS_TOLERANCE = 2e-5, 2e-6
 """Of the largest logit, and of the loss: rounding the grown weights to fp32 changed 5e-8 of a trained model's."""
 
@@ -81,7 +81,7 @@ class Reader:
     def logits(self, hidden_BTC: Tensor, vocab_size: int) -> Iterator[Tensor]:
         """The logits of the first `vocab_size` tokens, in pieces of the same columns for models of one vocabulary."""
         model = self.model
-        step = 4096
+        step = 1024
         for first in range(0, vocab_size, step):
             shape = (model.padded_vocab_size, model.hidden_size)
             shard = Shard(names.WORDS, shape, 0, first, min(vocab_size, first + step))

@@ -89,15 +89,22 @@ def add_paired_noise(
     several = (copies > 1) & ~columns.is_new
     scale_i = torch.where(several, amplitude / (copies * (copies - 1)).clamp(min=1).sqrt(), 0.0).to(weight_OI.dtype)
     for rows_oi in grown_oi.split(max(1, NOISE_ENTRIES // columns.new_size)):
-        noise_oi = torch.randn(rows_oi.shape, generator=generator, dtype=weight_OI.dtype)
-        if columns.tiles is not None:
-            blocks = noise_oi.view(len(rows_oi), columns.tiles, columns.size)
-            blocks -= blocks.mean(1, keepdim=True)
-        else:
-            sums_oI = noise_oi.new_zeros(len(rows_oi), columns.size)
-            sums_oI.index_add_(1, columns.filled, noise_oi * ~columns.is_new)
-            noise_oi -= sums_oI.index_select(1, columns.filled) / copies
-        rows_oi.addcmul_(noise_oi, scale_i)
+        rows_oi.addcmul_(_cancelling(len(rows_oi), columns, weight_OI.dtype, generator), scale_i)
+
+
+def _cancelling(rows: int, columns: Axis, dtype: torch.dtype, generator: torch.Generator) -> Tensor:
+    """Normal numbers less their mean over the copies of an input: (rows, new columns), variance 1 - 1 / copies."""
+    if columns.tiles == 2:  # half the draws
+        half = torch.randn(rows, columns.size, generator=generator, dtype=dtype) * math.sqrt(0.5)
+        return torch.cat([half, -half], 1)
+    noise_oi = torch.randn(rows, columns.new_size, generator=generator, dtype=dtype)
+    if columns.tiles is not None:
+        blocks = noise_oi.view(rows, columns.tiles, columns.size)
+        blocks -= blocks.mean(1, keepdim=True)
+        return noise_oi
+    sums_oI = noise_oi.new_zeros(rows, columns.size)
+    sums_oI.index_add_(1, columns.filled, noise_oi * ~columns.is_new)
+    return noise_oi - sums_oI.index_select(1, columns.filled) / columns.copies.to(dtype)
 
 
 def rms(tensor: Tensor) -> float:
