@@ -196,6 +196,7 @@ def _request(growth: Growth) -> dict[str, Any]:
         ],
         "seed": growth.options.seed,
         "torch": torch.__version__,
+        "files": stream.split_files(growth.tensors.shapes),
     }
 
 

@@ -15,7 +15,7 @@ from megatron_slw.checkpoint.load import Checkpoint
 from megatron_slw.config.load import load_config, resolve
 from megatron_slw.config.schema import RunConfig
 from megatron_slw.config.write import to_tree
-from megatron_slw.growth import grow, stream
+from megatron_slw.growth import grow
 from megatron_slw.growth.operators.names import split_name
 from megatron_slw.progress import Progress
 from megatron_slw.testing import WorkerPool, tiny_config, write_tiny_dataset
@@ -154,40 +154,6 @@ def test_the_derived_file_describes_the_saved_configuration(small: Path, tmp_pat
     assert grown(small, tmp_path, "--width", "2") == 0
     saved = Checkpoint(tmp_path / "checkpoints" / f"step_{STEP:06d}").config
     assert load_config(tmp_path / "ds_config.json") == saved
-
-
-def test_a_kill_leaves_no_checkpoint_and_the_same_command_goes_on(
-    small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(stream, "FILE_BYTES", 50_000)
-    original = stream.write_file
-    made: list[str] = []
-
-    def killed(path: Path, *rest: Any) -> Any:
-        made.append(path.name)
-        if len(made) == 6:
-            raise KeyboardInterrupt("killed")
-        return original(path, *rest)
-
-    monkeypatch.setattr(stream, "split_files", lambda shapes: SPLIT(shapes, 50_000))
-    monkeypatch.setattr(stream, "write_file", killed)
-    with pytest.raises(KeyboardInterrupt):
-        grown(small, tmp_path, "--width", "2", "--workers", "1")
-    checkpoints = tmp_path / "checkpoints"
-    assert [path.name for path in checkpoints.iterdir()] == [f"step_{STEP:06d}.writing"]
-    assert not (tmp_path / "ds_config.json").exists()
-    again: list[str] = []
-    monkeypatch.setattr(stream, "write_file", lambda path, *rest: (again.append(path.name), original(path, *rest))[1])
-    assert grown(small, tmp_path, "--width", "2", "--workers", "1") == 0
-    assert len(again) > 3
-    assert not set(again) & set(made[:5]), "what was whole already was written again"
-    assert grown(small, tmp_path / "straight", "--width", "2") == 0
-    first = jobs.read_logical(checkpoints / f"step_{STEP:06d}")
-    second = jobs.read_logical(tmp_path / "straight" / "checkpoints" / f"step_{STEP:06d}")
-    assert all((first[key] == second[key]).all() for key in first)
-
-
-SPLIT = stream.split_files
 
 
 def test_files_of_another_request_are_not_taken(small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
