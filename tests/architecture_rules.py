@@ -17,7 +17,7 @@ LAYERS = {
     "slw": 1, "ops": 1, "growth.operators": 1, "growth.moments": 1,
     "data": 2, "parallel": 2, "checkpoint.format": 2,
     "model": 3,
-    "train": 4, "checkpoint": 4, "growth": 4, "evaluation": 4, "report": 4,
+    "train": 4, "checkpoint": 4, "growth": 4, "evaluation": 4, "exchange": 4, "report": 4,
     "testing": 5,
 }  # fmt: skip
 ENTRY_POINTS = ("tools", "examples", "pretrain_gpt")

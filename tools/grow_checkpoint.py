@@ -31,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         for warning in display.warnings(growth):
             print(f"warning: {warning}", file=sys.stderr)
         torch.set_num_threads(1)  # the files are what is done in parallel
-        with display.progress_bar(growth) as done:
+        with display.progress_bar(growth.tensors.shapes) as done:
             result = grow.run(growth, command.common.workers, done)
     except ConfigError as error:
         print(error, file=sys.stderr)

@@ -168,7 +168,7 @@ def gpt2_ranks(library: Any) -> dict[bytes, int] | None:
     order = [ids[token] for token in made]
     if any(later <= earlier for earlier, later in zip(order, order[1:], strict=False)):
         return None
-    spelled = _bytes_of_characters()
+    spelled = bytes_of_characters()
     ranks = {bytes([byte]): ids.get(character, -1) for character, byte in spelled.items()}
     if min(ranks.values()) < 0 or set("".join(made)) - set(spelled):
         return None
@@ -244,7 +244,7 @@ def _pair(pair: str | list[str]) -> tuple[str, str]:
     return left, right
 
 
-def _bytes_of_characters() -> dict[str, int]:
+def bytes_of_characters() -> dict[str, int]:
     """GPT-2's spelling of bytes: the visible Latin-1 characters are themselves, the others follow from U+0100."""
     visible = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     hidden = [byte for byte in range(256) if byte not in visible]

@@ -73,29 +73,38 @@ RANK_FILES: dict[str, tuple[str, dict[str, int]]] = {
 
 def load_tiktoken(spec: TokenizerSpec) -> LoadedTokenizer:
     """One of tiktoken's encodings, by its name or by a rank file called after it (cl100k_base.tiktoken)."""
-    name = needed(spec, "tokenizer_model")
-    if name.endswith(RANK_ENDING):
-        path = Path(name)
-        if path.name.removesuffix(RANK_ENDING) not in RANK_FILES:
-            known = listing(f"{known}{RANK_ENDING}" for known in RANK_FILES)
-            raise ConfigError(f"{path}: the name of a rank file says how text is split. It must be {known}.")
-        pattern, special = RANK_FILES[path.name.removesuffix(RANK_ENDING)]
-        return tokenizer_of(spec.type, path.name, encoding_of(read_ranks(path), pattern, special, path))
-    return tokenizer_of(spec.type, name, _encoding_by_name(spec.type, name))
+    return tokenizer_of(spec.type, named_encoding(spec))
 
 
 def load_gpt2_ranks(spec: TokenizerSpec, path: Path) -> LoadedTokenizer:
-    """GPT-2's way to split text with the ranks of any file; the end-of-document token follows the last rank."""
+    """GPT-2's way to split text with the ranks of any file."""
+    return tokenizer_of(spec.type, gpt2_encoding(path))
+
+
+def named_encoding(spec: TokenizerSpec) -> tiktoken.Encoding:
+    """The encoding that `spec.tokenizer_model` names."""
+    name = needed(spec, "tokenizer_model")
+    if not name.endswith(RANK_ENDING):
+        return _encoding_by_name(spec.type, name)
+    path = Path(name)
+    if path.name.removesuffix(RANK_ENDING) not in RANK_FILES:
+        known = listing(f"{known}{RANK_ENDING}" for known in RANK_FILES)
+        raise ConfigError(f"{path}: the name of a rank file says how text is split. It must be {known}.")
+    pattern, special = RANK_FILES[path.name.removesuffix(RANK_ENDING)]
+    return encoding_of(read_ranks(path), pattern, special, path)
+
+
+def gpt2_encoding(path: Path) -> tiktoken.Encoding:
+    """The ranks of a file, split as GPT-2 does it; the end-of-document token follows the last rank."""
     ranks = read_ranks(path)
-    encoding = encoding_of(ranks, GPT2_PATTERN, {_END: max(ranks.values()) + 1}, path)
-    return tokenizer_of(spec.type, path.name, encoding)
+    return encoding_of(ranks, GPT2_PATTERN, {_END: max(ranks.values()) + 1}, path)
 
 
-def tokenizer_of(kind: str, name: str, encoding: tiktoken.Encoding) -> LoadedTokenizer:
+def tokenizer_of(kind: str, encoding: tiktoken.Encoding) -> LoadedTokenizer:
     """An encoding behind the interface."""
     names = [name for name in EOD_NAMES if name in encoding.special_tokens_set]
     eod = encoding.encode_single_token(names[0]) if names else None
-    info = TokenizerInfo(kind, name, _digest(encoding), encoding.n_vocab, eod)
+    info = TokenizerInfo(kind, encoding.name, _digest(encoding), encoding.n_vocab, eod)
     return LoadedTokenizer(info, lambda texts: encode_flat(encoding, texts), encoding.decode)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from math import prod
 
@@ -84,10 +84,9 @@ def verdict(result: Comparison) -> str:
 
 
 @contextmanager
-def progress_bar(growth: Growth) -> Iterator[Callable[[str, int], None]]:
-    """Gives the function to be told of each tensor written."""
-    shapes = growth.tensors.shapes
-    total = sum(4 * prod(shape) for shape in shapes.values())
+def progress_bar(shapes: Mapping[str, tuple[int, ...]], itemsize: int = 4) -> Iterator[Callable[[str, int], None]]:
+    """Gives the function to be told of each tensor written, of those with these shapes."""
+    total = sum(itemsize * prod(shape) for shape in shapes.values())
     console = Console(file=sys.stderr)
     columns = (
         BarColumn(), TextColumn("{task.fields[count]}/" + f"{len(shapes)} tensors"), TransferSpeedColumn(),

@@ -10,6 +10,7 @@ from fractions import Fraction
 from pathlib import Path
 
 from megatron_slw.checkpoint.load import Checkpoint
+from megatron_slw.config.argument_types import natural, positive
 from megatron_slw.growth.derive import Options
 from megatron_slw.growth.grow import Growth, plan_growth
 from megatron_slw.growth.sizes import Sizes, grown_sizes
@@ -103,14 +104,14 @@ def _common_parser(description: str) -> argparse.ArgumentParser:
         help="retarget: where in the schedule to go on, as a share of where the small model stands (default: that of "
         "arXiv 2203.06211 for the growth, 0.708 for depth 2, 0.563 for width 2, 0.407 for both; 1 stays)",
     )  # fmt: skip
-    parser.add_argument("--rewarmup-steps", type=_natural, metavar="N", help="retarget: warmup after it (default 200)")
-    parser.add_argument("--seed", type=_natural, default=0, help="of noise and new weights (default 0)")
+    parser.add_argument("--rewarmup-steps", type=natural, metavar="N", help="retarget: warmup after it (default 200)")
+    parser.add_argument("--seed", type=natural, default=0, help="of noise and new weights (default 0)")
     parser.add_argument("--data", metavar="PREFIX", help="dataset to verify on (default: the run's own)")
     parser.add_argument(
         "--verify", action=argparse.BooleanOptionalAction, default=True,
         help="run both models on real tokens; a difference beyond rounding is an error and leaves nothing behind",
     )  # fmt: skip
-    parser.add_argument("--workers", type=_positive, default=4, help="files at a time (default 4)")
+    parser.add_argument("--workers", type=positive, default=4, help="files at a time (default 4)")
     return parser
 
 
@@ -129,15 +130,15 @@ class _Help(argparse.Action):
 def _add_stage(parser: argparse.ArgumentParser) -> None:
     sizes = parser.add_argument_group("a stage's sizes: factors, or the numbers themselves")
     sizes.add_argument("--depth", type=_factor, metavar="FACTOR", help="layers")
-    sizes.add_argument("--layers", type=_positive, metavar="N")
+    sizes.add_argument("--layers", type=positive, metavar="N")
     sizes.add_argument("--width", type=_factor, metavar="FACTOR", help="hidden size; heads and feed-forward follow")
-    sizes.add_argument("--hidden-size", type=_positive, metavar="N", help="any size, such as 768 -> 1024")
-    sizes.add_argument("--heads", type=_positive, metavar="N", help="fewer than would follow makes heads larger")
-    sizes.add_argument("--ffn", type=_positive, metavar="N", help="feed-forward layer")
+    sizes.add_argument("--hidden-size", type=positive, metavar="N", help="any size, such as 768 -> 1024")
+    sizes.add_argument("--heads", type=positive, metavar="N", help="fewer than would follow makes heads larger")
+    sizes.add_argument("--ffn", type=positive, metavar="N", help="feed-forward layer")
     sizes.add_argument(
-        "--vocab-size", type=_positive, metavar="N", help="the old tokens' logits stay; the loss does not"
+        "--vocab-size", type=positive, metavar="N", help="the old tokens' logits stay; the loss does not"
     )
-    sizes.add_argument("--seq-length", type=_positive, metavar="N", help="position table")
+    sizes.add_argument("--seq-length", type=positive, metavar="N", help="position table")
     how = parser.add_argument_group("a stage's operators")
     how.add_argument(
         "--operator", choices=("staged", "clone", "net2net"), default="staged",
@@ -167,19 +168,6 @@ def _factor(text: str) -> Fraction:
     if not 1 <= value <= 1024:
         raise argparse.ArgumentTypeError(f"{text} is not a factor from 1 to 1024: a model cannot shrink")
     return value
-
-
-def _positive(text: str) -> int:
-    value = _natural(text)
-    if value == 0:
-        raise argparse.ArgumentTypeError("0 is too few")
-    return value
-
-
-def _natural(text: str) -> int:
-    if not text.isdecimal() or len(text) > 12:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number")
-    return int(text)
 
 
 def _share(text: str) -> float:

@@ -121,7 +121,7 @@ def run(growth: Growth, workers: int, progress: Callable[[str, int], None]) -> C
             stream.write_all(growth.tensors, writing, workers, progress)
             sound.result()
         layout.write_json(writing / layout.STATE, growth.grown.state)
-        layout.write_manifest(writing, _records(writing))
+        layout.write_manifest(writing, stream.manifest_records(writing))
     except ConfigError:
         shutil.rmtree(writing, ignore_errors=True)
         raise
@@ -198,14 +198,6 @@ def _request(growth: Growth) -> dict[str, Any]:
         "torch": torch.__version__,
         "files": stream.split_files(growth.tensors.shapes),
     }
-
-
-def _records(writing: Path) -> dict[str, layout.FileRecord]:
-    index = layout.index_name(0)
-    records = {name: layout.file_record(writing / name) for name in (index, layout.STATE)}
-    for name, entry in layout.read_checkpoint_json(writing, index)["files"].items():
-        records[name] = layout.FileRecord(entry["bytes"], entry["sha256"])
-    return records
 
 
 def _write_config(growth: Growth) -> None:

@@ -15,10 +15,12 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from megatron_slw.checkpoint import format as layout
@@ -28,6 +30,22 @@ FILE_BYTES = 256 << 20
 REQUEST = "request.json"
 PART = ".part"
 Shapes = Mapping[str, tuple[int, ...]]
+DTYPES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
+
+
+@dataclass(frozen=True)
+class FileKind:
+    """What the files of a folder have in common."""
+
+    dtype: torch.dtype = torch.float32
+    metadata: Mapping[str, str] | None = None
+
+    def bytes_of(self, shape: tuple[int, ...]) -> int:
+        """Of one tensor in a file."""
+        return self.dtype.itemsize * prod(shape)
+
+
+CHECKPOINT = FileKind()
 
 
 class MemoryBudget:
@@ -52,12 +70,12 @@ class MemoryBudget:
                 self._changed.notify_all()
 
 
-def split_files(shapes: Shapes, limit: int = FILE_BYTES) -> list[list[str]]:
+def split_files(shapes: Shapes, limit: int = FILE_BYTES, kind: FileKind = CHECKPOINT) -> list[list[str]]:
     """The keys of each file, in order: at most `limit` bytes, or one tensor."""
     files: list[list[str]] = []
     used = limit + 1
     for key, shape in shapes.items():
-        size = 4 * prod(shape)
+        size = kind.bytes_of(shape)
         if used + size > limit:
             files.append([])
             used = 0
@@ -91,20 +109,7 @@ def write_all(source: TensorSource, writing: Path, workers: int, done: Callable[
     shapes = source.shapes
     files = split_files(shapes)
     names = [layout.tensors_name(0, part) for part in range(len(files))]
-    largest = max(4 * prod(shape) for shape in shapes.values())
-    budget = MemoryBudget(largest + largest // 2)
-
-    def write(name: str, keys: list[str]) -> layout.FileRecord:
-        path = writing / name
-        if path.is_file():
-            record = layout.file_record(path)
-            for key in keys:
-                done(key, 4 * prod(shapes[key]))
-            return record
-        return write_file(path, {key: shapes[key] for key in keys}, source, budget, done)
-
-    with ThreadPoolExecutor(workers) as pool:
-        records = dict(zip(names, pool.map(write, names, files), strict=True))
+    records = write_files(source, writing, dict(zip(names, files, strict=True)), CHECKPOINT, workers, done)
     blocks = {
         key: {"file": name, "shape": list(shapes[key]), "dim": None, "start": 0, "stop": 0}
         for name, keys in zip(names, files, strict=True)
@@ -114,34 +119,80 @@ def write_all(source: TensorSource, writing: Path, workers: int, done: Callable[
     layout.write_json(writing / layout.index_name(0), {"files": listed, "blocks": blocks})
 
 
+def write_files(
+    source: TensorSource,
+    writing: Path,
+    files: Mapping[str, list[str]],
+    kind: FileKind,
+    workers: int,
+    done: Callable[[str, int], None],
+) -> dict[str, layout.FileRecord]:
+    """Write the keys of each file, by its name; whole files that are there already are kept.
+
+    Raises:
+        OSError: a file cannot be written.
+    """
+    shapes = source.shapes
+    largest = max(4 * prod(shape) for shape in shapes.values())
+    budget = MemoryBudget(largest + largest // 2)
+
+    def write(name: str) -> layout.FileRecord:
+        path = writing / name
+        if path.is_file():
+            record = layout.file_record(path)
+            for key in files[name]:
+                done(key, kind.bytes_of(shapes[key]))
+            return record
+        return write_file(path, {key: shapes[key] for key in files[name]}, source, budget, done, kind)
+
+    with ThreadPoolExecutor(workers) as pool:
+        return dict(zip(files, pool.map(write, files), strict=True))
+
+
+def manifest_records(writing: Path) -> dict[str, layout.FileRecord]:
+    """For the manifest of a checkpoint: the files of `write_all`, and state.json."""
+    index = layout.index_name(0)
+    found = {name: layout.file_record(writing / name) for name in (index, layout.STATE)}
+    for name, entry in layout.read_checkpoint_json(writing, index)["files"].items():
+        found[name] = layout.FileRecord(entry["bytes"], entry["sha256"])
+    return found
+
+
 def write_file(
-    path: Path, shapes: Shapes, source: TensorSource, budget: MemoryBudget, done: Callable[[str, int], None]
+    path: Path,
+    shapes: Shapes,
+    source: TensorSource,
+    budget: MemoryBudget,
+    done: Callable[[str, int], None],
+    kind: FileKind = CHECKPOINT,
 ) -> layout.FileRecord:
     """One safetensors file, hashed as it is written: size and SHA-256."""
     digest = hashlib.sha256()
     part = path.with_name(path.name + PART)
     with open(part, "wb", buffering=0) as file:
-        size = _write(file.fileno(), header(shapes), digest)
+        size = _write(file.fileno(), header(shapes, kind), digest)
         for key, shape in shapes.items():
             with budget.held(4 * prod(shape)):
                 tensor = source.tensor(key)
-                if tuple(tensor.shape) != shape:
-                    raise ValueError(f"{key} has shape {tuple(tensor.shape)}, not {shape}")
+                if tuple(tensor.shape) != shape or tensor.dtype != kind.dtype:
+                    found = f"{tensor.dtype} {tuple(tensor.shape)}"
+                    raise ValueError(f"{key} is {found}, not {kind.dtype} {shape}")
                 size += _write(file.fileno(), _bytes(tensor), digest)
                 del tensor
-            done(key, 4 * prod(shape))
+            done(key, kind.bytes_of(shape))
         os.fsync(file.fileno())
     os.rename(part, path)
     layout.sync(path.parent)
     return layout.FileRecord(size, digest.hexdigest())
 
 
-def header(shapes: Shapes) -> memoryview:
-    """The beginning of a safetensors file of fp32 tensors in this order."""
-    entries, first = {}, 0
+def header(shapes: Shapes, kind: FileKind = CHECKPOINT) -> memoryview:
+    """The beginning of a safetensors file of tensors in this order."""
+    entries: dict[str, Any] = {} if kind.metadata is None else {"__metadata__": dict(kind.metadata)}
+    first = 0
     for key, shape in shapes.items():
-        last = first + 4 * prod(shape)
-        entries[key] = {"dtype": "F32", "shape": list(shape), "data_offsets": [first, last]}
+        last = first + kind.bytes_of(shape)
+        entries[key] = {"dtype": DTYPES[kind.dtype], "shape": list(shape), "data_offsets": [first, last]}
         first = last
     text = json.dumps(entries, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
@@ -149,7 +200,7 @@ def header(shapes: Shapes) -> memoryview:
 
 
 def _bytes(tensor: Tensor) -> memoryview:
-    return tensor.contiguous().numpy().data.cast("B")
+    return tensor.contiguous().flatten().view(torch.uint8).numpy().data
 
 
 def _write(handle: int, data: memoryview, digest: Any) -> int:
