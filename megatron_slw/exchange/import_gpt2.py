@@ -30,6 +30,7 @@ from megatron_slw.growth.operators.names import split_name
 from megatron_slw.growth.stage import tensor_names, tensor_shape
 from megatron_slw.progress import Progress
 from megatron_slw.slw.compile import compile_plan
+from megatron_slw.slw.stability import Stability
 from megatron_slw.train.optim import state_names
 
 BUFFERS = (".attn.bias", ".attn.masked_bias")
@@ -253,6 +254,9 @@ def _state(config: RunConfig) -> dict[str, Any]:
         "optimizer_steps": None if config.optimizer.type == "SGD" else 0,
         "loss_scaler": None,
         "dataset": None,
+        "stability": Stability().to_json(),
+        "growth": None,
+        "pacing": None,
     }
 
 

@@ -20,7 +20,8 @@ from megatron_slw.exchange.tokenizer_files import copied_files, merges_of, token
 
 transformers = pytest.importorskip("transformers")
 WORDS = (
-    "the", " then", " other", "I've", "don't", "1234567", " 12", "  ", "\n\n", " \n", "é", "東京", "🦊", "\t", "HTTP", "x/y"
+    "the", " then", " other", "I've", "don't", "1234567", " 12", "  ", "\n\n", " \n", "é", "東京", "🦊", "\t",
+    "HTTP", "x/y",
 )  # fmt: skip
 
 
