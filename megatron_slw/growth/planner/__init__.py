@@ -1,0 +1,1 @@
+"""When to grow and when to stop, from loss curves. No torch."""

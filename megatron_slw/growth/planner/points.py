@@ -1,0 +1,152 @@
+"""The points of a run's metrics.jsonl that lie on one curve.
+
+A loss on short sequences is another quantity, and so is one while the learning rate still rises. What is left are the
+losses at the full length after both warmups; validation losses where there are enough, else training losses.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+
+from megatron_slw.config.errors import ConfigError
+from megatron_slw.growth.planner.fit import LEAST_POINTS
+from megatron_slw.train.metrics import Record
+
+SHARE_LEFT_OUT = 0.125
+"""Of the tokens: no law holds for the first steps of a training."""
+MOST_POINTS = 64
+"""Training losses are averaged to so many."""
+
+
+class TooShort(ValueError):
+    """There is no curve yet; the message says what is missing."""
+
+
+@dataclass(frozen=True)
+class Points:
+    """Of one curve, in the order of the training."""
+
+    tokens: tuple[float, ...]
+    """Trained, on the clock of this model's size: less what a growth moved it by."""
+    losses: tuple[float, ...]
+    kind: str
+    """validation or training."""
+    last_step: int
+    last_tokens: float
+    """On the same clock as `tokens`."""
+    tokens_per_step: float
+    flops_per_token: float
+    """At the full length; nan where the file has no FLOPs."""
+    rate_left: float
+    """The last learning rate as a share of the highest."""
+
+    def step(self, tokens: float) -> float:
+        """The run's step at which so many tokens are trained, as it goes on at its present batch."""
+        return self.last_step + (tokens - self.last_tokens) / self.tokens_per_step
+
+
+class Reader:
+    """Takes records in order; `points` is what they say so far."""
+
+    def __init__(self, full_length: int | None = None) -> None:
+        """`full_length` in tokens; None is the longest there is."""
+        self._full = full_length
+        self._steps: list[tuple[int, float, int, float, float, float]] = []
+        self._evaluations: list[tuple[float, float]] = []
+        self._shift = 0
+
+    def take(self, record: Record) -> None:
+        """The next record; what has no finite loss is left out.
+
+        Raises:
+            ConfigError: it is no record.
+        """
+        try:
+            tokens = float(record["tokens"])
+            if "val_loss" in record:
+                self._evaluations.append((tokens, _number(record["val_loss"])))
+                return
+            if "grown_from" in record:  # another curve begins
+                self._steps, self._evaluations = [], []
+                self._shift = int(record.get("lr_shift_tokens", 0))
+            loss, rate, flops = _number(record["loss"]), _number(record["lr"]), _number(record.get("flops"))
+            self._steps.append((int(record["step"]), tokens, int(record["seq_len"]), loss, rate, flops))
+        except (KeyError, TypeError, ValueError) as error:
+            raise ConfigError(f"is no metrics record: {error}") from None
+
+    def points(self) -> Points:
+        """What can be compared.
+
+        Raises:
+            TooShort: with the reason.
+        """
+        if len(self._steps) < 2:
+            raise TooShort("no step is trained")
+        columns = [np.array(column, np.float64) for column in zip(*self._steps, strict=True)]
+        step, tokens, length, loss, rate, flops = columns
+        full = self._full or length.max()
+        short = np.flatnonzero(length != full)
+        first = int(short[-1]) + 1 if len(short) else 0
+        if first >= len(step) - 1:
+            raise TooShort(f"length warmup goes on: step {step[-1]:.0f} has {length[-1]:.0f} of {full:.0f} tokens")
+        highest = int(np.argmax(rate))
+        if highest == len(step) - 1:
+            raise TooShort(f"the learning rate still rises at step {step[-1]:.0f}")
+        first = max(first, highest)
+        own = tokens - self._shift
+        begin = max(own[first], SHARE_LEFT_OUT * own[-1])
+        kind, pairs = "validation", [(t - self._shift, v) for t, v in self._evaluations if t - self._shift > begin]
+        pairs = [(t, v) for t, v in pairs if math.isfinite(v)]
+        if len(pairs) < LEAST_POINTS:
+            kind, keep = "training", (own > begin) & np.isfinite(loss)
+            pairs = _averaged(own[keep], loss[keep])
+        if len(pairs) < LEAST_POINTS:
+            raise TooShort(
+                f"{len(pairs)} losses at full length after step {step[first]:.0f}, where both warmups are over; at "
+                f"least {LEAST_POINTS} are needed"
+            )
+        per_step = float((tokens[-1] - tokens[first]) / (step[-1] - step[first]))
+        cost = float((flops[-1] - flops[first]) / (tokens[-1] - tokens[first]))
+        times, values = zip(*pairs, strict=True)
+        share = float(rate[-1] / rate[highest])
+        return Points(times, values, kind, int(step[-1]), float(own[-1]), per_step, cost, share)
+
+
+def read_points(records: Iterable[Record], full_length: int | None = None) -> Points:
+    """The points of a file's records.
+
+    Raises:
+        ConfigError: one is no record.
+        TooShort: there is no curve in them yet.
+    """
+    reader = Reader(full_length)
+    for record in records:
+        reader.take(record)
+    return reader.points()
+
+
+def _averaged(tokens: np.ndarray, losses: np.ndarray) -> list[tuple[float, float]]:
+    """Means over stretches that grow with the tokens, of at least 4 steps each."""
+    if not len(tokens):
+        return []
+    count = min(MOST_POINTS, len(tokens) // 4)
+    if not count:
+        return []
+    edges = np.geomspace(tokens[0], tokens[-1], count + 1)[1:-1]
+    place = np.searchsorted(edges, tokens, side="right")
+    return [
+        (float(tokens[place == i].mean()), float(losses[place == i].mean())) for i in range(count) if (place == i).any()
+    ]
+
+
+def _number(value: object) -> float:
+    """null is how a file writes what is not finite."""
+    if value is None:
+        return math.nan
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ValueError(f"{value!r:.40} is not a number")
+    return float(value)
