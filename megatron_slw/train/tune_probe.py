@@ -8,7 +8,6 @@ twice in one directory.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import math
 import os
 import signal
@@ -22,7 +21,7 @@ from megatron_slw.config.errors import ConfigError
 from megatron_slw.slw.tuning import Fluctuation, Probe, fluctuation
 from megatron_slw.train.metrics import FILE_NAME, read_metrics
 from megatron_slw.train.tune_job import TuneJob
-from megatron_slw.train.tune_state import Result, write_json
+from megatron_slw.train.tune_state import Result, try_lock, write_json
 
 DIVERGED = (b"is not finite", b"loss scale already at minimum")
 """In the trainer's last words, its own and those of DeepSpeed's fp16 loss scaler; a launcher makes its exit status that
@@ -151,7 +150,7 @@ def _watched(
 def _process(command: Sequence[str], log: Path) -> Iterator[subprocess.Popen[bytes]]:
     """The process, in a group of its own: Ctrl-C reaches the tuner alone, which then ends all ranks in order."""
     with log.open("ab") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+        try_lock(file)  # nobody holds it: run_probe has looked
         process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=file, stderr=file, start_new_session=True)
     try:
         yield process
@@ -169,11 +168,7 @@ def _signal(process: subprocess.Popen[bytes], number: signal.Signals) -> None:
 def _gone(log: Path) -> bool:
     """Whether no process of a probe is left: each holds the lock of its standard output."""
     with log.open("ab") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
-        return True
+        return try_lock(file)
 
 
 def _end_of(path: Path, first: int = 0) -> bytes:

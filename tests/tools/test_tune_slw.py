@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import os
@@ -301,6 +302,15 @@ def test_two_tuners_in_one_directory_are_one_too_many(folder: Path, capsys: Capt
     pause.unlink()
     out, _ = tuner.communicate(timeout=240)
     assert tuner.returncode == 0, out
+
+
+def test_a_file_system_without_locks_will_do(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def none(*_: object) -> None:
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr("fcntl.flock", none)
+    assert tune_slw.main(arguments(folder, least=12, most=130)) == 0
+    assert chosen(folder) == (16, 125)
 
 
 def test_a_probe_that_fails_is_no_fluctuation(folder: Path, capsys: Capture) -> None:
