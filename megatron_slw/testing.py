@@ -14,7 +14,7 @@ import queue
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -223,7 +223,9 @@ def write_tiny_dataset(prefix: Path, documents: int = 40, vocab_size: int = 300,
         writer.finish()
 
 
-def write_random_checkpoint(config: RunConfig, directory: Path, step: int) -> Path:
+def write_random_checkpoint(
+    config: RunConfig, directory: Path, step: int, kinds: Sequence[str] = ("weight", "exp_avg", "exp_avg_sq")
+) -> Path:
     """A checkpoint of any size that nobody trained: small random weights and moments, one tensor at a time."""
     import torch
 
@@ -239,7 +241,7 @@ def write_random_checkpoint(config: RunConfig, directory: Path, step: int) -> Pa
         shapes = {  # noqa: RUF012 - never changed
             f"{kind}/{name}": tensor_shape(split_name(name)[1], config.model)
             for name in tensor_names(config.model)
-            for kind in ("weight", "exp_avg", "exp_avg_sq")
+            for kind in kinds
         }
 
         def tensor(self, key: str) -> torch.Tensor:
