@@ -90,8 +90,8 @@ def render(checkpoint: Checkpoint) -> str:
         ("model", f"{model.num_layers} layers x {model.hidden_size}, {model.num_attention_heads} heads, feed-forward "
          f"{model.ffn_size:,}, length {model.seq_length:,}, vocabulary {model.vocab_size or 0:,}; "
          f"{count_text(parameters)} parameters with padding"),
-        ("trained on", f"world size {config.world_size}: TP {parallel.tensor} x PP {parallel.pipeline} x DP {replicas}, "
-         f"ZeRO {config.zero_stage}, {config.precision}; any layout resumes it"),
+        ("trained on", f"world size {config.world_size}: TP {parallel.tensor} x PP {parallel.pipeline} x DP "
+         f"{replicas}, ZeRO {config.zero_stage}, {config.precision}; any layout resumes it"),
         ("optimizer", f"{config.optimizer.type}, {_steps(checkpoint.optimizer_steps)}"),
         ("size", f"{_bytes(sum(record.size for record in checkpoint.records.values()))} in "
          f"{len(checkpoint.records)} files: " + ", ".join(f"{kind} {_bytes(size)}" for kind, size in sizes.items())),
