@@ -27,6 +27,7 @@ def check(config: RunConfig) -> None:
     _zero_fits_pipeline(config)
     _half_precision_needs_zero(config)
     _one_training_length(config)
+    _growth_point_is_measured(config)
     _learning_rate(config)
     _split(config)
     _sequence_parallel_length(config)
@@ -139,6 +140,14 @@ def _one_training_length(config: RunConfig) -> None:
     if len(given) > 1:
         found = listing((f"{name} {value}" for name, value in given.items()), "and")
         raise ConfigError(f"{found} are {'both' if len(given) == 2 else 'all'} given. Keep one of them.")
+
+
+def _growth_point_is_measured(config: RunConfig) -> None:
+    if config.training.grow_when is not None and not config.evaluation.interval:
+        raise ConfigError(
+            f"training.grow_when {config.training.grow_when} is judged by validation losses, but evaluation.interval "
+            "is 0. Set it to the steps between evaluations."
+        )
 
 
 def _learning_rate(config: RunConfig) -> None:

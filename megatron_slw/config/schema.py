@@ -19,6 +19,7 @@ NonNegativeInt = Annotated[int, Field(ge=0, strict=True)]
 Probability = Annotated[float, Field(ge=0.0, lt=1.0, strict=True)]
 NonNegativeFloat = Annotated[float, Field(ge=0.0, allow_inf_nan=False, strict=True)]
 PositiveFloat = Annotated[float, Field(gt=0.0, allow_inf_nan=False, strict=True)]
+NegativeFloat = Annotated[float, Field(lt=0.0, allow_inf_nan=False, strict=True)]
 AtLeastTwo = Annotated[int, Field(ge=2, strict=True)]
 Fraction01 = Annotated[float, Field(gt=0.0, le=1.0, strict=True)]
 Switch = Annotated[bool, Field(strict=True)]  # pydantic would take "no" and 0 for a bool
@@ -170,6 +171,10 @@ class TrainingConfig(Section):
     micro_batch_tokens: PositiveInt | None = None
     """Tokens up to which micro-batches are merged while sequences are short; None is a micro-batch at full length, 1
     merges nothing."""
+    grow_when: Literal["auto"] | None = None
+    """auto ends the run at its growth point, judged at each evaluation."""
+    grow_slope: NegativeFloat = -0.0475
+    """d log validation loss / d log compute from which on a larger model should take over; see docs/growth.md."""
     activation_checkpointing: Switch = False
     """Recompute each transformer layer in the backward pass."""
 

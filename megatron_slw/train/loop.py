@@ -23,6 +23,7 @@ from megatron_slw.slw.stability import Stability
 from megatron_slw.train.engine import Engine, StepResult
 from megatron_slw.train.estimate import flops_per_token, parameters, plan_flops
 from megatron_slw.train.evaluate import validation_loss
+from megatron_slw.train.growth_point import GrowthPoint, grown_from
 from megatron_slw.train.learning_rate import learning_rate
 from megatron_slw.train.metrics import MetricsWriter, StepMetrics
 from megatron_slw.train.optimizer_statistics import VarianceSqrt, variance_sqrt
@@ -65,8 +66,14 @@ class _Output:
         if job.engine.groups.rank == 0:
             logging = job.config.logging
             self.display = self._stack.enter_context(ProgressDisplay(job.plan, job.start, logging.interval))
-            writer = MetricsWriter(logging.directory, job.start, logging.tensorboard)
+            grown = grown_from(job.growth, job.start)
+            writer = MetricsWriter(logging.directory, job.start, logging.tensorboard, grown)
             self._sinks = [self._stack.enter_context(writer), self.display]
+        self.growth_point: GrowthPoint | None = None
+        if job.config.training.grow_when == "auto":
+            self.growth_point = GrowthPoint(job.config, job.engine.groups)
+            if self._sinks:
+                self._sinks.append(self.growth_point)
 
     def __enter__(self) -> _Output:
         return self
@@ -82,6 +89,10 @@ class _Output:
         for sink in self._sinks:
             sink.evaluation(progress, loss)
 
+    def growth_reached(self) -> str | None:
+        """Why the run ends here for a larger model, the same on all ranks; collective."""
+        return self.growth_point.reached() if self.growth_point is not None else None
+
     def replan(self, plan: Plan, text: str) -> None:
         if self.display is not None:
             self.display.replan(plan)
@@ -93,7 +104,7 @@ class _Output:
 
 
 def train(job: Job, stop_after: int | None = None) -> Progress:
-    """Train from `job.start` to the end of the plan, or until a signal asks to stop; saves either way.
+    """Train from `job.start` to the end of the plan, to a growth point, or until a signal; saves either way.
 
     Args:
         job: what to train.
@@ -114,7 +125,8 @@ def train(job: Job, stop_after: int | None = None) -> Progress:
         output.note(_greeting(job))
         for warning in warnings(config):
             output.note(f"warning: {warning}")
-        while progress.step < _end(job.plan, stop_after):
+        reached = output.growth_reached()
+        while reached is None and progress.step < _end(job.plan, stop_after):
             step = job.plan.at(progress.step)
             result, stability = _train_one(job, step, stability, output)
             progress = step.after
@@ -127,7 +139,8 @@ def train(job: Job, stop_after: int | None = None) -> Progress:
             last = progress.step == _end(job.plan, stop_after)
             if job.valid_data is not None and _due(progress.step, config.evaluation.interval, last):
                 output.evaluation(progress, validation_loss(job.engine, job.valid_data, config))
-            if stopping or _due(progress.step, config.checkpoint.interval, last):
+                reached = output.growth_reached()
+            if stopping or reached or _due(progress.step, config.checkpoint.interval, last):
                 output.note(f"saved {_save(job, progress, stability, pacing)}")
             if stopping:
                 output.note(
@@ -135,7 +148,9 @@ def train(job: Job, stop_after: int | None = None) -> Progress:
                     "goes on."
                 )
                 break
-        if _end(job.plan, stop_after) <= progress.step < job.plan.total_steps:
+        if reached is not None:
+            output.note(f"{reached}; the stage ends here. Grow it, or go on with --training.grow_when=null.")
+        elif _end(job.plan, stop_after) <= progress.step < job.plan.total_steps:
             left = f"stopped after step {progress.step} of {job.plan.total_steps}"
             output.note(f"{left}; without --stop-after the same command goes on.")
     return progress

@@ -9,7 +9,7 @@ import json
 import logging
 import math
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -73,16 +73,23 @@ class MetricsWriter:
 
     A resume goes on from a checkpoint, which is older than the last line where the run was killed. So the
     lines after `start.step` are cut off first: the file then holds each committed step once. The first record
-    after a resume carries `"resumed": true`.
+    after a resume carries `"resumed": true`, that after a growth `"grown_from"`.
     """
 
-    def __init__(self, directory: str | Path, start: Progress, tensorboard: bool = True) -> None:
+    def __init__(
+        self,
+        directory: str | Path,
+        start: Progress,
+        tensorboard: bool = True,
+        grown: Mapping[str, Any] | None = None,
+    ) -> None:
         """Open the files, making the directory if need be.
 
         Args:
             directory: the run directory.
             start: what the checkpoint had trained; Progress() for a new run.
             tensorboard: also write events, to <directory>/tensorboard.
+            grown: what the first record says beside, of a run that begins with a grown checkpoint.
 
         Raises:
             OSError: the directory cannot be written.
@@ -92,16 +99,15 @@ class MetricsWriter:
         path = folder / FILE_NAME
         truncate_metrics(path, start.step)
         self._file: TextIO = path.open("a", buffering=1, encoding="utf-8")
-        self._resumed = start.step > 0
+        self._first: dict[str, Any] = {"resumed": True} if start.step > 0 else {}
+        if grown is not None:
+            self._first = dict(grown)
         self._tensorboard = TensorBoardWriter(folder / "tensorboard", start) if tensorboard else None
 
     def step(self, metrics: StepMetrics) -> None:
         """Write one step."""
-        record = asdict(metrics)
-        if self._resumed:
-            record["resumed"] = True
-            self._resumed = False
-        self._write(record)
+        self._write(asdict(metrics) | self._first)
+        self._first = {}
         if self._tensorboard is not None:
             values = {f"train/{name}": value for name, value in asdict(metrics).items() if name not in NOT_DRAWN}
             by_tokens = tuple(f"train/{name}" for name in DRAWN_BY_TOKENS)

@@ -41,6 +41,13 @@ CASES = [
     ("bool_for_int", ["model.num_layers=true"], r"num_layers must be an integer, not true"),
     ("string_for_int", ['model.num_layers="8"'], r'num_layers must be an integer, not "8"'),
     ("zero_layers", ["model.num_layers=0"], r"num_layers must be greater than 0, not 0"),
+    ("grow_when", ["training.grow_when=now"], r"training\.grow_when must be .*auto.*, not \"now\""),
+    ("grow_slope", ["training.grow_slope=0.05"], r"training\.grow_slope must be less than 0\.?0?, not 0\.05"),
+    (
+        "grow_unmeasured",
+        ["training.grow_when=auto", "evaluation.interval=0"],
+        r"training\.grow_when auto is judged by validation losses, but evaluation\.interval is 0\. Set it",
+    ),
     ("negative_seed", ["training.seed=-1"], r"seed must be at least 0, not -1"),
     ("dropout_one", ["model.hidden_dropout=1.0"], r"hidden_dropout must be less than 1\.?0?, not 1\.0"),
     ("dropout_text", ["model.hidden_dropout=high"], r'hidden_dropout must be a number, not "high"'),

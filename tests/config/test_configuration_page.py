@@ -34,6 +34,7 @@ WORDS = {
     "Probability": "number in [0, 1)",
     "NonNegativeFloat": "number >= 0",
     "PositiveFloat": "number > 0",
+    "NegativeFloat": "number < 0",
     "Fraction01": "number in (0, 1]",
     "AtLeastTwo": "integer >= 2",
     "Switch": "true or false",

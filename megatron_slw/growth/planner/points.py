@@ -7,6 +7,7 @@ losses at the full length after both warmups; validation losses where there are 
 from __future__ import annotations
 
 import math
+from array import array
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -55,8 +56,7 @@ class Reader:
     def __init__(self, full_length: int | None = None) -> None:
         """`full_length` in tokens; None is the longest there is."""
         self._full = full_length
-        self._steps: list[tuple[int, float, int, float, float, float]] = []
-        self._evaluations: list[tuple[float, float]] = []
+        self._steps, self._evaluations = _columns(6), _columns(2)
         self._shift = 0
 
     def take(self, record: Record) -> None:
@@ -68,13 +68,13 @@ class Reader:
         try:
             tokens = float(record["tokens"])
             if "val_loss" in record:
-                self._evaluations.append((tokens, _number(record["val_loss"])))
+                _append(self._evaluations, tokens, _number(record["val_loss"]))
                 return
             if "grown_from" in record:  # another curve begins
-                self._steps, self._evaluations = [], []
+                self._steps, self._evaluations = _columns(6), _columns(2)
                 self._shift = int(record.get("lr_shift_tokens", 0))
             loss, rate, flops = _number(record["loss"]), _number(record["lr"]), _number(record.get("flops"))
-            self._steps.append((int(record["step"]), tokens, int(record["seq_len"]), loss, rate, flops))
+            _append(self._steps, int(record["step"]), tokens, int(record["seq_len"]), loss, rate, flops)
         except (KeyError, TypeError, ValueError) as error:
             raise ConfigError(f"is no metrics record: {error}") from None
 
@@ -84,10 +84,9 @@ class Reader:
         Raises:
             TooShort: with the reason.
         """
-        if len(self._steps) < 2:
+        step, tokens, length, loss, rate, flops = (np.array(column) for column in self._steps)
+        if len(step) < 2:
             raise TooShort("no step is trained")
-        columns = [np.array(column, np.float64) for column in zip(*self._steps, strict=True)]
-        step, tokens, length, loss, rate, flops = columns
         full = self._full or length.max()
         short = np.flatnonzero(length != full)
         first = int(short[-1]) + 1 if len(short) else 0
@@ -99,8 +98,9 @@ class Reader:
         first = max(first, highest)
         own = tokens - self._shift
         begin = max(own[first], SHARE_LEFT_OUT * own[-1])
-        kind, pairs = "validation", [(t - self._shift, v) for t, v in self._evaluations if t - self._shift > begin]
-        pairs = [(t, v) for t, v in pairs if math.isfinite(v)]
+        when, values = (np.array(column) for column in self._evaluations)
+        keep = (when - self._shift > begin) & np.isfinite(values)
+        kind, pairs = "validation", list(zip((when - self._shift)[keep].tolist(), values[keep].tolist(), strict=True))
         if len(pairs) < LEAST_POINTS:
             kind, keep = "training", (own > begin) & np.isfinite(loss)
             pairs = _averaged(own[keep], loss[keep])
@@ -111,9 +111,19 @@ class Reader:
             )
         per_step = float((tokens[-1] - tokens[first]) / (step[-1] - step[first]))
         cost = float((flops[-1] - flops[first]) / (tokens[-1] - tokens[first]))
-        times, values = zip(*pairs, strict=True)
+        times, curve = zip(*pairs, strict=True)
         share = float(rate[-1] / rate[highest])
-        return Points(times, values, kind, int(step[-1]), float(own[-1]), per_step, cost, share)
+        return Points(times, curve, kind, int(step[-1]), float(own[-1]), per_step, cost, share)
+
+
+def _columns(count: int) -> tuple[array[float], ...]:
+    """Numbers without an object each: a run may have a million steps."""
+    return tuple(array("d") for _ in range(count))
+
+
+def _append(columns: tuple[array[float], ...], *values: float) -> None:
+    for column, value in zip(columns, values, strict=True):
+        column.append(value)
 
 
 def read_points(records: Iterable[Record], full_length: int | None = None) -> Points:
