@@ -31,6 +31,7 @@ RUN_ELSEWHERE = {
     "python tools/evaluate.py": "tests/tools/test_evaluate_and_generate.py",
     "python tools/generate.py": "tests/tools/test_evaluate_and_generate.py",
     "python tools/report.py": "tests/tools/test_report.py",
+    "python tools/grow_checkpoint.py": "tests/growth/test_grow_checkpoint.py",
 }
 """Commands that take minutes or a trained model, and the file that runs them."""
 
@@ -90,8 +91,8 @@ def test_other_commands_are_run_by(prefix: str) -> None:
 def test_quickstart_leaves_what_the_next_commands_load() -> None:
     config = load_config(ROOT / "examples/quickstart/ds_slw.json", world_size=2)
     last = f"{config.logging.directory}/checkpoints/step_{config.training.train_steps:06d}"
-    loads = [arg for command in commands() for arg in shlex.split(command) if "/checkpoints/" in arg]
-    assert set(loads) == {last}
+    loads = re.findall(r"--load (\S+)", "\n".join(commands()))
+    assert set(loads) == {last} and len(loads) == 3
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
