@@ -33,7 +33,7 @@ from megatron_slw.testing import tiny_config, write_random_checkpoint
 ROOT = Path(__file__).resolve().parents[1]
 STEP = 10
 RUNNER = """
-import sys, time, resource
+import sys, time
 from tools import grow_checkpoint
 from megatron_slw.growth import grow
 original = grow.run
@@ -44,7 +44,7 @@ def timed(*args):
     return result
 grow.run = timed
 status = grow_checkpoint.main(sys.argv[1:])
-print("peak", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+print("peak", open("/proc/self/status").read().split("VmHWM:")[1].split()[0])
 sys.exit(status)
 """
 

@@ -22,7 +22,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line `argv`; the exit status: 0, 1 if the result is not the same model, 2 for wrong input."""
     import torch
 
-    from megatron_slw.growth import display, flags, grow
+    from megatron_slw.growth import allocator, display, flags, grow
 
     command = flags.parse(sys.argv[1:] if argv is None else argv, __doc__ or "")
     try:
@@ -31,6 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         for warning in display.warnings(growth):
             print(f"warning: {warning}", file=sys.stderr)
         torch.set_num_threads(1)  # the files are what is done in parallel
+        allocator.return_large_blocks()
         with display.progress_bar(growth.tensors.shapes) as done:
             result = grow.run(growth, command.common.workers, done)
     except ConfigError as error:

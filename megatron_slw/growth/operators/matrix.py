@@ -11,6 +11,7 @@ Copies of an input have equal values, so every copy of an output is what its sou
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -18,7 +19,7 @@ from torch import Tensor
 
 from megatron_slw.growth.operators.axis import Axis
 
-NOISE_ENTRIES = 1 << 20  # of noise that exist at a time
+CHUNK_ENTRIES = 1 << 20  # of a matrix that exist beside it
 Share = Literal["matching", "even"]
 """matching: a copy of an output reads the copy of each input with its own number, modulo the number of copies (the
 block-diagonal of arXiv 2203.06211); even: it reads 1/n of each of n copies (arXiv 2409.12903). Matching is even where
@@ -40,14 +41,15 @@ def expand_matrix(weight_OI: Tensor, rows: Axis, columns: Axis, share: Share) ->
         share = "even"
     if k_o is not None and k_i is not None:
         return _expand_tiles(weight_OI, k_o, k_i, share)
-    grown_oi = weight_OI.index_select(0, rows.filled).index_select(1, columns.filled)
-    if share == "even":
-        grown_oi *= (~columns.is_new).to(weight_OI.dtype) / columns.copies.to(weight_OI.dtype)
-    else:
-        wanted = rows.copy[:, None] % columns.copies[None, :]
-        grown_oi *= (wanted == columns.copy[None, :]) & ~columns.is_new[None, :]
-    grown_oi[rows.is_new] = 0.0
-    return grown_oi
+    old_i = ~columns.is_new
+    even_i = old_i.to(weight_OI.dtype) / columns.copies.to(weight_OI.dtype)
+
+    def share_of(part: slice) -> Tensor:
+        if share == "even":
+            return even_i
+        return (rows.copy[part, None] % columns.copies == columns.copy) & old_i
+
+    return _gather(weight_OI, rows, columns, share_of)
 
 
 def _expand_tiles(weight_OI: Tensor, k_o: int, k_i: int, share: Share) -> Tensor:
@@ -67,9 +69,20 @@ def copy_matrix(weight_OI: Tensor, rows: Axis, columns: Axis) -> Tensor:
     k_o, k_i = rows.tiles, columns.tiles
     if k_o is not None and k_i is not None:
         return weight_OI.repeat(k_o, k_i)
-    grown_oi = weight_OI.index_select(0, rows.filled).index_select(1, columns.filled)
-    grown_oi[:, columns.is_new] = 0.0
-    grown_oi[rows.is_new] = 0.0
+    old_i = ~columns.is_new
+    return _gather(weight_OI, rows, columns, lambda _: old_i)
+
+
+def _gather(weight_OI: Tensor, rows: Axis, columns: Axis, factor: Callable[[slice], Tensor]) -> Tensor:
+    """W[r(o), c(i)] times the factor of each range of new rows; new rows are zero. Some rows at a time."""
+    grown_oi = weight_OI.new_empty(rows.new_size, columns.new_size)
+    step = max(1, CHUNK_ENTRIES // columns.new_size)
+    for first in range(0, rows.new_size, step):
+        part = slice(first, first + step)
+        picked_oi = weight_OI.index_select(0, rows.filled[part]).index_select(1, columns.filled)
+        picked_oi *= factor(part)
+        picked_oi[rows.is_new[part]] = 0.0
+        grown_oi[part] = picked_oi
     return grown_oi
 
 
@@ -88,7 +101,7 @@ def add_paired_noise(
     amplitude = rms(weight_OI) * 10 ** (-snr_db / 20)
     several = (copies > 1) & ~columns.is_new
     scale_i = torch.where(several, amplitude / (copies * (copies - 1)).clamp(min=1).sqrt(), 0.0).to(weight_OI.dtype)
-    for rows_oi in grown_oi.split(max(1, NOISE_ENTRIES // columns.new_size)):
+    for rows_oi in grown_oi.split(max(1, CHUNK_ENTRIES // columns.new_size)):
         rows_oi.addcmul_(_cancelling(len(rows_oi), columns, weight_OI.dtype, generator), scale_i)
 
 

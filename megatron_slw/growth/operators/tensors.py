@@ -88,13 +88,11 @@ def grow_norm(vector_C: Tensor, width: Width, is_gain: bool, is_final: bool) -> 
 def grow_words(table_VC: Tensor, width: Width) -> Tensor:
     """The token table. A new token begins as the mean of the old ones, so that its logit is of their size; padding
     rows stay zero. The old tokens' logits do not change, but the loss does: there are more tokens to choose from."""
-    old_VC = table_VC[: width.vocab.size]
-    rows_vC = old_VC
-    if width.vocab.has_new:
-        mean_1C = old_VC.mean(0, keepdim=True)
-        rows_vC = torch.cat([old_VC, mean_1C.expand(width.vocab.new_size - len(old_VC), -1)])
+    before, after = width.vocab.size, width.vocab.new_size
     grown_vc = table_VC.new_zeros(width.padded_vocab_size, width.residual.new_size)
-    _write_columns(rows_vC, width.residual, grown_vc[: len(rows_vC)])
+    _write_columns(table_VC[:before], width.residual, grown_vc[:before])
+    if width.vocab.has_new:
+        _write_columns(table_VC[:before].mean(0, keepdim=True), width.residual, grown_vc[before:after])
     return grown_vc
 
 
