@@ -6,10 +6,12 @@ import math
 
 import pytest
 
+from megatron_slw.config.schema import ModelConfig
 from megatron_slw.growth.derive import POSITIONS
 from megatron_slw.growth.planner.fit import Fit, fit
 from megatron_slw.growth.planner.law import Law, kaplan, optimal_slope
 from megatron_slw.growth.planner.plan import PUBLISHED, Interval, estimate, growth_slope, make_plan
+from megatron_slw.train.estimate import flops_per_token
 from tests.growth.planner import logs
 
 # parameters in millions: small, large; steps: growth, the same loss on the large model's curve, stop; saving
@@ -59,6 +61,17 @@ def test_from_the_published_curves_alone(last: int) -> None:
     assert found.saved.value == pytest.approx(0.216, abs=0.01)
     assert found.saved.high - found.saved.low < 0.012
     assert found.stop.value == pytest.approx(5740, abs=50)
+
+
+def test_the_output_layer_and_attention_cost_a_part_of_the_saving() -> None:
+    """Of the same pair, with all FLOPs of a token: the small model's are more than a quarter of the large one's."""
+    costs = []
+    for width in (384, 768):
+        sizes = {"num_layers": 12, "hidden_size": width, "num_attention_heads": 4, "vocab_size": 50257}
+        costs.append(float(flops_per_token(ModelConfig.model_validate(sizes | {"seq_length": 1024}), 1024)))
+    plan = make_plan([curve(logs.QUARTER, costs[0]).law, curve(logs.BASE, costs[1]).law], [None])
+    assert plan is not None
+    assert plan.saved == pytest.approx(0.137, abs=0.005)
 
 
 def test_the_published_slope_lies_where_the_published_commands_grow() -> None:
