@@ -1,7 +1,7 @@
 // GELU(x + bias) on the CPU: megatron_slw/ops/bias_gelu.py.
 #include <tuple>
 
-#include "cpu/tensors.h"
+#include "tensors.h"
 
 namespace slw {
 namespace {

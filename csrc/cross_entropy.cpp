@@ -1,7 +1,7 @@
 // Cross-entropy over the columns of one rank, on the CPU: megatron_slw/ops/cross_entropy.py.
 #include <tuple>
 
-#include "cpu/tensors.h"
+#include "tensors.h"
 
 namespace slw {
 namespace {

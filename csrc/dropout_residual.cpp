@@ -1,7 +1,7 @@
 // residual + dropout(x + bias) on the CPU: megatron_slw/ops/dropout_residual.py.
 #include <tuple>
 
-#include "cpu/tensors.h"
+#include "tensors.h"
 
 namespace slw {
 namespace {

@@ -1,7 +1,7 @@
 // LayerNorm on the CPU, alone and with the residual addition before it: megatron_slw/ops/layer_norm.py.
 #include <tuple>
 
-#include "cpu/tensors.h"
+#include "tensors.h"
 
 namespace slw {
 namespace {

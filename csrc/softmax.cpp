@@ -1,5 +1,5 @@
 // Softmax of attention scores on the CPU: megatron_slw/ops/softmax.py.
-#include "cpu/tensors.h"
+#include "tensors.h"
 
 namespace slw {
 namespace {

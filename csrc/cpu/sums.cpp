@@ -1,5 +1,5 @@
 // Adds up the column sums of blocks of rows.
-#include "tensors.h"
+#include "../tensors.h"
 
 namespace slw {
 namespace {

@@ -115,4 +115,4 @@ def bias_dropout_add(x: Tensor, bias_C: Tensor | None, residual: Tensor, seed: T
         seed: int64, 0-dimensional, of `draw_seed`. The same seed gives the same mask.
         p: the share dropped, in [0, 1); what is kept is multiplied by 1 / (1 - p).
     """
-    return _call(x, bias_C, residual, seed, p)
+    return _call(x, bias_C, residual, seed.to(x.device), p)

@@ -1,4 +1,4 @@
-// Between PyTorch's tensors (its stable ABI alone) and the kernels' plain arguments.
+// Between PyTorch's tensors (its stable ABI alone) and plain pointers and sizes.
 #pragma once
 
 #include <torch/csrc/stable/library.h>
@@ -9,7 +9,7 @@
 #include <optional>
 #include <vector>
 
-#include "args.h"
+#include "cpu/args.h"
 
 namespace slw {
 
