@@ -25,6 +25,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     from megatron_slw.checkpoint.load import Checkpoint  # imports torch: --help answers at once
     from megatron_slw.exchange import export_gpt2, tokenizer_files
+    from megatron_slw.exchange.new_run import ExchangeError
     from megatron_slw.growth.display import progress_bar
 
     try:
@@ -45,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ConfigError as error:
         print(error, file=sys.stderr)
         return 2
-    except export_gpt2.ExchangeError as error:
+    except ExchangeError as error:
         print(error, file=sys.stderr)
         return 1
     print(f"saved {export.save}: {', '.join(sorted(path.name for path in export.save.iterdir()))}")

@@ -26,7 +26,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args, overrides = parser().parse_known_args(argv)
 
     from megatron_slw.exchange import import_gpt2  # imports torch: --help answers at once
-    from megatron_slw.exchange.export_gpt2 import ExchangeError
+    from megatron_slw.exchange.new_run import ExchangeError
     from megatron_slw.growth.display import progress_bar
     from megatron_slw.growth.sizes import describe
     from megatron_slw.train.estimate import parameters
@@ -34,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     try:
         job = import_gpt2.plan_import(args.load, Path(args.save), args.ds_config, overrides)
-        model = job.config.model
+        model = job.new_run.config.model
         print(f"{job.folder.path}: {describe(model)} ({count_text(parameters(model))})")
         with progress_bar(job.tensors.shapes) as done:
             import_gpt2.run(job, args.workers, done)
@@ -44,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ExchangeError as error:
         print(error, file=sys.stderr)
         return 1
-    print(f"saved {job.save}; go on with: pretrain_gpt.py --ds-config {job.config_path}")
+    print(f"saved {job.new_run.save}; go on with: pretrain_gpt.py --ds-config {job.new_run.config_path}")
     return 0
 
 

@@ -23,16 +23,13 @@ from megatron_slw.config.errors import ConfigError
 from megatron_slw.config.schema import ModelConfig
 from megatron_slw.exchange.gpt2 import gpt2_settings, gpt2_shape, our_names, to_gpt2
 from megatron_slw.exchange.model_folder import CONFIG, INDEX, WEIGHTS
+from megatron_slw.exchange.new_run import ExchangeError
 from megatron_slw.exchange.tokenizer_files import Files
 from megatron_slw.growth import stream
 from megatron_slw.growth.stage import TensorSource
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 SHARD_BYTES = 5_000_000_000
-
-
-class ExchangeError(RuntimeError):
-    """A file could not be written; what is there goes on with the same command."""
 
 
 class GPT2Tensors:

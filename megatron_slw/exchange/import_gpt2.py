@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -13,24 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from megatron_slw.checkpoint import format as layout
-from megatron_slw.config.errors import ConfigError, require_object, show
-from megatron_slw.config.json_file import read_json
-from megatron_slw.config.load import resolve, to_json, with_train_samples
-from megatron_slw.config.overrides import OUR_KEY, apply_overrides
-from megatron_slw.config.schema import ModelConfig, RunConfig
-from megatron_slw.data.blend import open_samples
-from megatron_slw.exchange.export_gpt2 import ExchangeError
+from megatron_slw.config.errors import ConfigError, show
+from megatron_slw.config.schema import ModelConfig
 from megatron_slw.exchange.gpt2 import HEAD, PREFIX, WORDS, from_gpt2, gpt2_name, gpt2_shape, model_of
 from megatron_slw.exchange.model_folder import CONFIG, ModelFolder
-from megatron_slw.growth import stream
-from megatron_slw.growth.derive import MODEL_SIZES, run_directory
-from megatron_slw.growth.grow import CONFIG_FILE
+from megatron_slw.exchange.new_run import NewRun, plan_run, write
 from megatron_slw.growth.operators.names import split_name
 from megatron_slw.growth.stage import tensor_names, tensor_shape
-from megatron_slw.progress import Progress
-from megatron_slw.slw.compile import compile_plan
-from megatron_slw.slw.stability import Stability
 from megatron_slw.train.optim import state_names
 
 BUFFERS = (".attn.bias", ".attn.masked_bias")
@@ -73,22 +60,13 @@ class Import:
     """One import, worked out and checked; `run` carries it out."""
 
     folder: ModelFolder
-    save: Path
-    config: RunConfig
-    tree: dict[str, Any]
-    """The JSON file of the run that begins with it."""
-    state: dict[str, Any]
-    """state.json of the checkpoint."""
+    new_run: NewRun
 
     @cached_property
     def tensors(self) -> TrainingTensors:
         """What is written."""
-        return TrainingTensors(self.folder, self.config.model, state_names(self.config.optimizer))
-
-    @property
-    def config_path(self) -> Path:
-        """Where the JSON file goes."""
-        return run_directory(self.save) / CONFIG_FILE
+        config = self.new_run.config
+        return TrainingTensors(self.folder, config.model, state_names(config.optimizer))
 
 
 def plan_import(load: str, save: Path, ds_config: str, overrides: Sequence[str]) -> Import:
@@ -109,24 +87,7 @@ def plan_import(load: str, save: Path, ds_config: str, overrides: Sequence[str])
     except ConfigError as error:
         raise ConfigError(f"{folder.path / CONFIG}: {error}") from None
     check_tensors(folder, model)
-    _check_target(save)
-    try:
-        tree = read_json(ds_config)
-        tree = _with_model(tree, model, save)
-    except ConfigError as error:
-        raise ConfigError(f"{ds_config}: {error}") from None
-    tree, paths = apply_overrides(tree, overrides)
-    fixed = [name for name in MODEL_SIZES if f"{OUR_KEY}.model.{name}" in paths]
-    if fixed:
-        raise ConfigError(f"--model.{fixed[0]} cannot be set: {folder.path / CONFIG} says it. Remove it.")
-    try:
-        config = _with_samples(resolve(tree, _ranks(tree)))
-        result = Import(folder, save, config, tree, _state(config))
-    except ConfigError as error:
-        raise ConfigError(f"{ds_config}: {error}") from None
-    if result.config_path.exists():
-        raise ConfigError(f"{result.config_path} is there already, of another run. Name another run directory.")
-    return result
+    return Import(folder, plan_run(save, ds_config, overrides, model))
 
 
 def run(job: Import, workers: int, progress: Callable[[str, int], None]) -> None:
@@ -142,24 +103,7 @@ def run(job: Import, workers: int, progress: Callable[[str, int], None]) -> None
         ExchangeError: a file cannot be written.
     """
     check_head(job.folder)
-    writing = job.save.with_name(job.save.name + layout.WRITING)
-    try:
-        stream.prepare(writing, _request(job))
-        stream.write_all(job.tensors, writing, workers, progress)
-        layout.write_json(writing / layout.STATE, job.state)
-        layout.write_manifest(writing, stream.manifest_records(writing))
-        part = job.config_path.with_name(job.config_path.name + stream.PART)
-        layout.write_json(part, job.tree)
-        os.replace(part, job.config_path)
-        (writing / stream.REQUEST).unlink()
-        layout.rename_complete(writing, job.save)
-    except ConfigError:
-        shutil.rmtree(writing, ignore_errors=True)
-        raise
-    except OSError as error:
-        raise ExchangeError(
-            f"{job.save} could not be written: {error}. The same command goes on from what is written."
-        ) from None
+    write(job.new_run, job.tensors, _request(job), workers, progress)
 
 
 def prefix_of(folder: ModelFolder) -> str:
@@ -204,68 +148,12 @@ def check_head(folder: ModelFolder) -> None:
         )
 
 
-def _with_model(tree: dict[str, Any], model: ModelConfig, save: Path) -> dict[str, Any]:
-    """The file's tree with the sizes of the model and the directories of the new run."""
-    ours = {name: require_object(value, name) for name, value in require_object(tree.get(OUR_KEY), OUR_KEY).items()}
-    sizes = {name: getattr(model, name) for name in MODEL_SIZES}
-    given = {name: value for name, value in ours.get("model", {}).items() if name not in MODEL_SIZES}
-    ours["model"] = given | {name: value for name, value in sizes.items() if value is not None}
-    ours["logging"] = ours.get("logging", {}) | {"directory": str(run_directory(save))}
-    ours["checkpoint"] = {
-        name: value for name, value in ours.get("checkpoint", {}).items() if name not in ("load", "directory")
-    }
-    if save.parent.name != "checkpoints":
-        ours["checkpoint"]["directory"] = str(save.parent)
-    return tree | {OUR_KEY: ours}
-
-
-def _ranks(tree: Mapping[str, Any]) -> int:
-    """The fewest that can hold the model as the settings split it."""
-    parallel = tree[OUR_KEY].get("parallel") or {}
-    sizes = [parallel.get(name, 1) for name in ("tensor", "pipeline")]
-    return sizes[0] * sizes[1] if all(type(size) is int and 0 < size < 1 << 20 for size in sizes) else 1
-
-
-def _with_samples(config: RunConfig) -> RunConfig:
-    """Only an end given in epochs needs the data."""
-    if config.training.train_epochs is None:
-        return config
-    return with_train_samples(config, len(open_samples(config.data, config.model.seq_length, "train")))
-
-
-def _check_target(save: Path) -> None:
-    if save.name != layout.step_folder(save.parent, 0).name:
-        raise ConfigError(f"--save {save} must end in step_000000: an imported model has trained no step here.")
-    if save.exists():
-        raise ConfigError(f"--save {save} is there already. Delete it, or name another.")
-    others = layout.complete_checkpoints(save.parent)
-    if others:
-        raise ConfigError(
-            f"--save {save}: {save.parent} has checkpoints of another run ({others[-1].name}). Name a new run "
-            "directory, like runs/imported/checkpoints/step_000000."
-        )
-
-
-def _state(config: RunConfig) -> dict[str, Any]:
-    return {
-        "progress": Progress().to_json(),
-        "plan": compile_plan(config).to_json(),
-        "config": to_json(config),
-        "optimizer_steps": None if config.optimizer.type == "SGD" else 0,
-        "loss_scaler": None,
-        "dataset": None,
-        "stability": Stability().to_json(),
-        "growth": None,
-        "pacing": None,
-    }
-
-
 def _request(job: Import) -> dict[str, Any]:
     """What decides every byte of the tensors."""
     files = {path.name: [path.stat().st_size, path.stat().st_mtime_ns] for path in job.folder.files}
     return {
         "load": str(job.folder.path.resolve()),
         "files": files,
-        "model": job.config.model.model_dump(mode="json"),
+        "model": job.new_run.config.model.model_dump(mode="json"),
         "kinds": list(job.tensors.kinds),
     }
