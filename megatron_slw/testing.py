@@ -245,7 +245,8 @@ def write_random_checkpoint(
         }
 
         def tensor(self, key: str) -> torch.Tensor:
-            return torch.rand(self.shapes[key]).sub_(0.5).mul_(0.1)
+            value = torch.rand(self.shapes[key]).sub_(0.5).mul_(0.1)
+            return value.abs_() if key.startswith("exp_avg_sq/") else value
 
     plan = compile_plan(config)
     path = layout.step_folder(directory, step)

@@ -91,6 +91,11 @@ BAD: list[tuple[Rule, dict[str, str], str]] = [
     ),
     (
         rules.no_code_from_data,
+        {"megatron_slw/exchange/universal.py": "import torch\ntorch.load('x', weights_only=False)"},
+        "torch.load",
+    ),
+    (
+        rules.no_code_from_data,
         {"tools/a.py": "import numpy as np\nnp.load('x', allow_pickle=True)"},
         "np.load",
     ),
@@ -137,6 +142,10 @@ GOOD: list[tuple[Rule, dict[str, str]]] = [
             "megatron_slw/slw/a.py": "from . import b",
             "megatron_slw/slw/b.py": "def f():\n    from . import a",
         },
+    ),
+    (
+        rules.no_code_from_data,
+        {"megatron_slw/exchange/universal.py": "import torch\ntorch.save(1, torch.load('x', weights_only=True))"},
     ),
     (rules.no_code_from_data, {"megatron_slw/train/a.py": "import numpy as np\nmodel.eval()\nnp.load('x')"}),
     (rules.checks_have_messages, {"megatron_slw/train/a.py": "raise ValueError(x)\nraise error\nraise"}),
