@@ -8,8 +8,8 @@ length at a rate that suits it. Epoch: what becomes of the tokens that short len
 that is all there is.
 
 Every run is a pretrain_gpt.py of its own, of one thread. A run that is complete is not run again, so the same command
-goes on after an interruption. On a shared machine wall-clock time means little: seconds are those of a step of that
-many tokens, measured afterwards by turns with nothing else in the process (--timing).
+goes on after an interruption. On a shared machine wall-clock time means little: seconds are CPU seconds of a step of
+that many tokens, measured apart, all lengths by turns (--timing); evaluation is not in them.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import argparse
 import json
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -32,7 +33,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a checkout need not be installed
 
 from benchmarks import slw_quality_arms as arms
-from benchmarks.slw_quality_evaluation import run_figures, spread, summarize, without_nan
+from benchmarks.slw_quality_evaluation import run_figures, summarize, without_nan
 from megatron_slw.data.sidecar import file_sha256
 from megatron_slw.train.metrics import FILE_NAME, read_metrics
 
@@ -92,7 +93,9 @@ def write_json(path: Path, value: object) -> None:
     """Write by renaming a complete file into place."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(without_nan(value), indent=1) + "\n", encoding="utf-8")
+    text = json.dumps(without_nan(value), indent=1)
+    text = re.sub(r"\[[^][{}]*\]", lambda found: " ".join(found[0].split()), text)  # a list of numbers in one line
+    temporary.write_text(text + "\n", encoding="utf-8")
     temporary.replace(path)
 
 
@@ -117,6 +120,8 @@ def run(job: Job, data: Path) -> str:
     steps, evaluations = read_metrics(job.folder / FILE_NAME) if (job.folder / FILE_NAME).is_file() else ([], [])
     if not evaluations:
         raise SystemExit(f"{job.name} failed: see {job.folder / 'log'}")
+    if status == 0 and evaluations[-1]["step"] != steps[-1]["step"]:
+        raise SystemExit(f"{job.name} was stopped before its end; the same command runs it again.")
     seconds = round(time.monotonic() - began, 1)
     write_json(job.folder / DONE, {"config": config, "status": status, "wall_s": seconds})
     last = evaluations[-1]["val_loss"]
@@ -134,22 +139,23 @@ def evaluate(work: Path, costs: Sequence[tuple[int, float]]) -> dict[str, Any]:
     """The figures of both studies, from the runs that are there."""
     figures: dict[str, dict[str, list[dict[str, Any]]]] = {}
     for job in jobs(work, lambda _: True):
-        if not (job.folder / DONE).is_file():
+        if not is_done(job, arms.configuration(job.arm, job.seed, work / "data", job.folder)):
             print(f"{job.name} is missing", file=sys.stderr)
             continue
         planned = json.loads((job.folder / DONE).read_text())["status"] == 0
         steps, evaluations = read_metrics(job.folder / FILE_NAME)
         found = run_figures(steps, evaluations, costs, arms.WARMUP_STEPS, planned)
-        figures.setdefault(job.arm.study, {}).setdefault(job.arm.name, []).append({"seed": job.seed, **found})
-    return {study: study_figures(by_arm) for study, by_arm in figures.items()}
+        figures.setdefault(job.arm.study, {}).setdefault(job.arm.name, []).append(
+            {"seed": job.seed, "rate": job.arm.rate, **found}
+        )
+    return {study: study_figures(study, by_arm) for study, by_arm in figures.items()}
 
 
-def study_figures(by_arm: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, Any]:
-    """Summary and single runs; the target is the mean over the seeds of the first arm's best validation loss."""
-    first = next(iter(by_arm.values()))
-    best = spread([figures["best_val_loss"] for figures in first])
-    assert best is not None, "every run was evaluated"
-    return {"target_val_loss": best["mean"], "arms": summarize(by_arm, best["mean"]), "runs": by_arm}
+def study_figures(study: str, by_arm: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, Any]:
+    """Summary and single runs."""
+    reference, fixed = arms.TARGETS[study]
+    summary = summarize(by_arm, reference, fixed)
+    return {"reference": reference, "fixed_val_loss": fixed, "arms": summary, "runs": by_arm}
 
 
 def main(argv: list[str] | None = None) -> int:

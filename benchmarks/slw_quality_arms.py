@@ -9,10 +9,10 @@ from typing import Any
 
 SEEDS = (1, 2, 3)
 VOCABULARY = 2048
-ROWS, MICRO, LENGTH = 16, 16, 128
-SHORTEST = 8
-HIGH_RATE, LOW_RATE = 3e-2, 3e-3
-TRAIN_TOKENS = 600_000
+LENGTH, SHORTEST, MICRO = 128, 8, 16
+ROWS = 16
+LOW_RATE, HIGH_RATE, HIGHEST_RATE = 1e-3, 3e-3, 1e-2
+TRAIN_TOKENS = 700_000
 WARMUP_STEPS = 10
 DURATION = 0.4
 EPOCH_DOCUMENTS = 48
@@ -50,6 +50,9 @@ STABILITY = (
     Arm("batch_warmup", "stability", HIGH_RATE, {"batch_size": _ramp(2, 2, max_difficulty=ROWS)}),
     Arm("mixed", "stability", HIGH_RATE, {"seqlen_truncate": SLW | {"schedule_type": "mixed"}}),
     Arm("low_rate", "stability", LOW_RATE),
+    Arm("slw_low_rate", "stability", LOW_RATE, {"seqlen_truncate": SLW}),
+    Arm("highest_rate", "stability", HIGHEST_RATE),
+    Arm("slw_highest_rate", "stability", HIGHEST_RATE, {"seqlen_truncate": SLW}),
 )
 MODES = ("truncate", "reshape", "replay", "tailpack", "revisit")
 EPOCH = (
@@ -57,6 +60,8 @@ EPOCH = (
     *(Arm(mode, "epoch", LOW_RATE, {f"seqlen_{mode}": SLW}) for mode in MODES),
 )
 ARMS = STABILITY + EPOCH
+TARGETS = {"stability": ("baseline", 5.75), "epoch": ("full_length", 5.85)}
+"""Of each study the arm whose best validation loss is to be reached, and a loss that is the same for all seeds."""
 
 
 def settings() -> dict[str, Any]:
@@ -101,7 +106,7 @@ def configuration(arm: Arm, seed: int, data: Path, run: Path) -> dict[str, Any]:
                 "valid_path": str(data / "valid_text_document"),
             },
             "training": {**length, "seed": seed, "lr_warmup_steps": WARMUP_STEPS, "lr_decay_style": "cosine"},
-            "evaluation": {"interval": 10, "samples": 64},
+            "evaluation": {"interval": 15, "samples": 128},
             "checkpoint": {"interval": 0},
             "logging": {"directory": str(run), "interval": 50, "tensorboard": False},
         },

@@ -17,30 +17,31 @@ from megatron_slw.slw.stability import RATIO_LIMIT
 
 Record = Mapping[str, Any]
 StepCost = tuple[int, float]
-"""Tokens of a step, seconds it takes."""
+"""FLOPs of a step, seconds it takes. FLOPs, because tokens that are computed but not trained cost as much."""
 CLOCKS = ("tokens", "flops", "seconds")
+_NO_MEAN = ("seed", "rate", "diverged")
 
 
-def step_seconds(tokens: int, costs: Sequence[StepCost]) -> float:
-    """Seconds of a step of so many tokens: straight lines between the measured ones, and beyond the outermost two.
+def step_seconds(flops: float, costs: Sequence[StepCost]) -> float:
+    """Seconds of a step of so many FLOPs: straight lines between the measured ones, and beyond the outermost two.
 
     Args:
-        tokens: rows x length of the step.
-        costs: at least two, by rising tokens.
+        flops: of the step.
+        costs: at least two, by rising FLOPs.
     """
-    right = min(max(bisect_left([count for count, _ in costs], tokens), 1), len(costs) - 1)
+    right = min(max(bisect_left([count for count, _ in costs], flops), 1), len(costs) - 1)
     (low, before), (high, after) = costs[right - 1], costs[right]
-    return before + (tokens - low) / (high - low) * (after - before)
+    return before + (flops - low) / (high - low) * (after - before)
 
 
 def clocks(steps: Sequence[Record], costs: Sequence[StepCost]) -> dict[int, tuple[float, float, float]]:
     """Tokens, FLOPs and seconds spent up to each step; seconds are nan without `costs`."""
     result = {0: (0.0, 0.0, 0.0)}
-    seconds, tokens = 0.0, 0
+    seconds, flops = 0.0, 0
     for record in steps:
-        seconds += step_seconds(record["tokens"] - tokens, costs) if costs else math.nan
-        tokens = record["tokens"]
-        result[record["step"]] = (float(tokens), float(record["flops"]), seconds)
+        seconds += step_seconds(record["flops"] - flops, costs) if costs else math.nan
+        flops = record["flops"]
+        result[record["step"]] = (float(record["tokens"]), float(flops), seconds)
     return result
 
 
@@ -52,7 +53,7 @@ def run_figures(
     Args:
         steps: the step records of metrics.jsonl.
         evaluations: its evaluation records.
-        costs: measured seconds of steps by their tokens; may be empty.
+        costs: measured seconds of steps by their FLOPs; may be empty.
         warmup_steps: of the learning rate; `loss_ratio_max` is over the steps after it.
         planned: whether the run came to its planned end.
     """
@@ -75,7 +76,7 @@ def run_figures(
         "grad_norm_max": max((_number(r["grad_norm"]) for r in steps if r["step"] > warmup_steps), default=math.nan),
         "pearson_ratio_variance_max": math.nan if pearson is None else pearson.r,
         "diverged": diverged(best, known[-1][1], planned),
-        "curve": [[*position[step], loss] for step, loss in known],
+        "curve": [[*(round(at, 3) for at in position[step]), round(loss, 5)] for step, loss in known],
     }  # fmt: skip
 
 
@@ -104,26 +105,34 @@ def spread(values: Sequence[float]) -> dict[str, float] | None:
     return {"mean": statistics.fmean(finite), "stdev": deviation, "count": len(finite)}
 
 
-def summarize(runs: Mapping[str, Sequence[Mapping[str, Any]]], target: float) -> dict[str, Any]:
+def summarize(runs: Mapping[str, Sequence[Record]], reference: str, fixed: float) -> dict[str, Any]:
     """Mean and spread over the seeds of each arm.
 
     Args:
-        runs: by arm, what `run_figures` gives for each seed.
-        target: the validation loss for tokens, FLOPs and seconds to an equal loss.
+        runs: by arm, what `run_figures` gives for each seed, and the seed.
+        reference: the arm whose best validation loss is to be reached, each seed's by the same seed.
+        fixed: another validation loss to reach, the same for all.
     """
     result = {}
+    best = {figures["seed"]: figures["best_val_loss"] for figures in runs[reference]}
     for arm, seeds in runs.items():
-        names = [name for name, value in seeds[0].items() if isinstance(value, int | float) and name != "diverged"]
-        reached = [time_to(figures["curve"], target) for figures in seeds]
-        there = [place for place in reached if place is not None]
+        names = [name for name, value in seeds[0].items() if name not in _NO_MEAN and isinstance(value, int | float)]
+        paired = [(figures, best[figures["seed"]]) for figures in seeds if figures["seed"] in best]
         result[arm] = {
             "seeds": len(seeds),
             "diverged": sum(figures["diverged"] for figures in seeds),
             **{name: spread([figures[name] for figures in seeds]) for name in names},
-            "reached_target": len(there),
-            **{f"{clock}_to_target": spread([place[clock] for place in there]) for clock in CLOCKS},
+            "to_reference": _reached([time_to(figures["curve"], target) for figures, target in paired]),
+            "to_fixed": _reached([time_to(figures["curve"], fixed) for figures in seeds]),
+            "final_below_reference": spread([target - figures["final_val_loss"] for figures, target in paired]),
         }
     return result
+
+
+def _reached(places: Sequence[Mapping[str, float] | None]) -> dict[str, Any]:
+    """How many seeds got there, and at what cost those did."""
+    there = [place for place in places if place is not None]
+    return {"seeds": len(there), **{clock: spread([place[clock] for place in there]) for clock in CLOCKS}}
 
 
 def without_nan(value: Any) -> Any:

@@ -1,6 +1,7 @@
-"""Seconds of a training step of the model of slw_quality.py by its tokens, measured by turns in one thread.
+"""Seconds of a training step of the model of slw_quality.py by its FLOPs, measured by turns in one thread.
 
-Rows x length is what counts: with so short lengths attention is a small part. Medians over the rounds.
+They are CPU seconds of the process, which a busy machine changes far less than the clock on the wall. Medians over the
+rounds.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from megatron_slw.parallel.groups import build_groups
 from megatron_slw.slw.plan import BatchStep
 from megatron_slw.testing import single_process
 from megatron_slw.train.engine import Engine
+from megatron_slw.train.estimate import flops_per_token
 
 LENGTHS = (8, 16, 32, 64, 96, 128)
 ROUNDS = 15
@@ -39,11 +41,12 @@ def measure(work: Path) -> dict[str, Any]:
         for number in range(ROUNDS + 1):
             for length in LENGTHS:
                 ids = generator.integers(0, arms.VOCABULARY, (arms.ROWS, length + 1), dtype=np.uint16)
-                began = time.perf_counter()
+                began = time.process_time()
                 engine.train_step(Blocks(ids[:, :-1], ids[:, 1:]), BatchStep(0, length, arms.ROWS, 0, 0), 1e-4)
                 if number:
-                    times[length].append(time.perf_counter() - began)
-    costs = [(arms.ROWS * length, statistics.median(values)) for length, values in times.items()]
-    for tokens, seconds in costs:
-        print(f"{tokens:6,} tokens  {seconds * 1000:7.1f} ms  {tokens / seconds:8,.0f} tokens/s")
+                    times[length].append(time.process_time() - began)
+    medians = {length: statistics.median(values) for length, values in times.items()}
+    for length, seconds in medians.items():
+        print(f"length {length:4}  {seconds * 1000:7.1f} ms  {arms.ROWS * length / seconds:8,.0f} tokens/s")
+    costs = [(arms.ROWS * n * flops_per_token(config.model, n), seconds) for n, seconds in medians.items()]
     return {"costs": costs, "rounds": ROUNDS}

@@ -18,7 +18,7 @@ from benchmarks.slw_quality_evaluation import (
 from benchmarks.slw_quality_figures import draw
 from megatron_slw.config.load import resolve
 
-COSTS = [(100, 1.0), (200, 3.0), (400, 5.0)]
+COSTS = [(1000, 1.0), (2000, 3.0), (4000, 5.0)]
 
 
 def step(number: int, tokens: int, ratio: float = 1.0, **more: Any) -> dict[str, Any]:
@@ -34,8 +34,12 @@ def example(losses: tuple[float, ...], ratios: tuple[float, ...] = (1.0, 1.5, 1.
     return run_figures(steps, evaluations, COSTS, warmup_steps=2, planned=True)
 
 
+def seeds(*losses: tuple[float, ...]) -> list[dict[str, Any]]:
+    return [{"seed": number, "rate": 1e-3, **example(found)} for number, found in enumerate(losses)]
+
+
 def test_a_step_costs_what_lies_between_the_measured_ones_and_goes_on_straight_outside() -> None:
-    assert [step_seconds(n, COSTS) for n in (100, 150, 300, 400, 50, 500)] == [1.0, 2.0, 4.0, 5.0, 0.0, 6.0]
+    assert [step_seconds(10 * n, COSTS) for n in (100, 150, 300, 400, 50, 500)] == [1.0, 2.0, 4.0, 5.0, 0.0, 6.0]
 
 
 def test_time_is_summed_over_the_steps_own_tokens_not_the_tokens_so_far() -> None:
@@ -62,11 +66,19 @@ def test_a_run_that_broke_off_or_stayed_far_above_its_best_diverged() -> None:
 
 
 def test_the_mean_over_seeds_leaves_out_those_that_never_got_there_and_says_how_many_did() -> None:
-    found = summarize({"a": [example((3.0, 2.0, 2.0)), example((3.0, 2.9, 2.9))]}, target=2.5)["a"]
-    assert (found["reached_target"], found["tokens_to_target"]["mean"]) == (1, 150.0)
+    found = summarize({"a": seeds((3.0, 2.0, 2.0), (3.0, 2.9, 2.9))}, "a", fixed=2.5)["a"]
+    assert (found["to_fixed"]["seeds"], found["to_fixed"]["tokens"]["mean"]) == (1, 150.0)
     assert found["final_val_loss"]["mean"] == pytest.approx(2.45)
     assert spread([math.nan]) is None
     assert spread([1.0, math.nan, 3.0]) == {"mean": 2.0, "stdev": pytest.approx(math.sqrt(2)), "count": 2}
+
+
+def test_each_seed_is_measured_against_the_reference_of_the_same_seed() -> None:
+    runs = {"full": seeds((3.0, 2.0, 2.0), (3.0, 2.8, 2.8)), "slw": seeds((2.5, 2.2, 2.0), (2.5, 2.2, 2.0))}
+    found = summarize(runs, "full", fixed=1.0)["slw"]
+    assert found["to_reference"]["tokens"] == {"mean": 200.0, "stdev": pytest.approx(100 * math.sqrt(2)), "count": 2}
+    assert found["to_fixed"] == {"seeds": 0, "tokens": None, "flops": None, "seconds": None}
+    assert found["final_below_reference"]["mean"] == pytest.approx(0.4)
 
 
 @pytest.mark.parametrize("arm", arms.ARMS, ids=lambda arm: f"{arm.study}-{arm.name}")
@@ -75,12 +87,12 @@ def test_every_arm_is_a_valid_configuration(arm: arms.Arm, tmp_path: Path) -> No
     assert config.train_batch_size == arms.ROWS
 
 
-def test_pictures_are_small_and_drawn_without_times_too(tmp_path: Path) -> None:
+def test_pictures_are_drawn_and_small(tmp_path: Path) -> None:
     studies = {}
     for study, chosen in (("stability", arms.STABILITY), ("epoch", arms.EPOCH)):
-        runs = {arm.name: [example((3.0, 2.0, 2.0)), example((3.0, 2.9, 2.9))] for arm in chosen}
-        studies[study] = {"arms": without_nan(summarize(runs, 2.5)), "runs": runs}
-    studies["stability"]["runs"]["slw"][0]["curve"][1][2] = None
+        found = seeds((3.0, 2.0, 2.0), (3.0, 2.9, 2.9))
+        runs = {arm.name: [{**figures, "rate": arm.rate} for figures in found] for arm in chosen}
+        studies[study] = {"arms": without_nan(summarize(runs, chosen[0].name, 2.5)), "runs": runs}
     draw(studies, tmp_path)
     for name in studies:
         assert 5_000 < (tmp_path / f"slw_quality_{name}.png").stat().st_size < 150_000
