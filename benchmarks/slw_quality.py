@@ -153,9 +153,8 @@ def evaluate(work: Path, costs: Sequence[tuple[int, float]]) -> dict[str, Any]:
 
 def study_figures(study: str, by_arm: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, Any]:
     """Summary and single runs."""
-    reference, fixed = arms.TARGETS[study]
-    summary = summarize(by_arm, reference, fixed)
-    return {"reference": reference, "fixed_val_loss": fixed, "arms": summary, "runs": by_arm}
+    fixed = arms.FIXED_LOSS[study]
+    return {"fixed_val_loss": fixed, "arms": summarize(by_arm, arms.references(study), fixed), "runs": by_arm}
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -60,8 +60,14 @@ EPOCH = (
     *(Arm(mode, "epoch", LOW_RATE, {f"seqlen_{mode}": SLW}) for mode in MODES),
 )
 ARMS = STABILITY + EPOCH
-TARGETS = {"stability": ("baseline", 5.75), "epoch": ("full_length", 5.85)}
-"""Of each study the arm whose best validation loss is to be reached, and a loss that is the same for all seeds."""
+FIXED_LOSS = {"stability": 5.75, "epoch": 5.85}
+"""Of each study a validation loss that nearly every run comes to."""
+
+
+def references(study: str) -> dict[str, str]:
+    """Of each arm of a study, the arm that has the same learning rate and the full length throughout."""
+    mine = [arm for arm in ARMS if arm.study == study]
+    return {arm.name: next(a.name for a in mine if not a.metrics and a.rate == arm.rate) for arm in mine}
 
 
 def settings() -> dict[str, Any]:

@@ -58,7 +58,7 @@ def run_figures(
         planned: whether the run came to its planned end.
     """
     position = clocks(steps, costs)
-    known = [(record["step"], record["val_loss"]) for record in evaluations if record["val_loss"] is not None]
+    known = [(record["step"], round(record["val_loss"], 5)) for record in evaluations if record["val_loss"] is not None]
     ratios = [(r["step"], r["loss_ratio"]) for r in steps if r["loss_ratio"] is not None]
     best = min(loss for _, loss in known)
     correlation = Correlation()
@@ -76,7 +76,7 @@ def run_figures(
         "grad_norm_max": max((_number(r["grad_norm"]) for r in steps if r["step"] > warmup_steps), default=math.nan),
         "pearson_ratio_variance_max": math.nan if pearson is None else pearson.r,
         "diverged": diverged(best, known[-1][1], planned),
-        "curve": [[*(round(at, 3) for at in position[step]), round(loss, 5)] for step, loss in known],
+        "curve": [[*(round(at, 3) for at in position[step]), loss] for step, loss in known],
     }  # fmt: skip
 
 
@@ -105,23 +105,25 @@ def spread(values: Sequence[float]) -> dict[str, float] | None:
     return {"mean": statistics.fmean(finite), "stdev": deviation, "count": len(finite)}
 
 
-def summarize(runs: Mapping[str, Sequence[Record]], reference: str, fixed: float) -> dict[str, Any]:
+def summarize(runs: Mapping[str, Sequence[Record]], references: Mapping[str, str], fixed: float) -> dict[str, Any]:
     """Mean and spread over the seeds of each arm.
 
     Args:
         runs: by arm, what `run_figures` gives for each seed, and the seed.
-        reference: the arm whose best validation loss is to be reached, each seed's by the same seed.
+        references: by arm, the arm whose best validation loss is to be reached, each seed's by the same seed.
         fixed: another validation loss to reach, the same for all.
     """
     result = {}
-    best = {figures["seed"]: figures["best_val_loss"] for figures in runs[reference]}
+    best = {arm: {figures["seed"]: figures["best_val_loss"] for figures in seeds} for arm, seeds in runs.items()}
     for arm, seeds in runs.items():
         names = [name for name, value in seeds[0].items() if name not in _NO_MEAN and isinstance(value, int | float)]
-        paired = [(figures, best[figures["seed"]]) for figures in seeds if figures["seed"] in best]
+        targets = best.get(references[arm], {})
+        paired = [(figures, targets[figures["seed"]]) for figures in seeds if figures["seed"] in targets]
         result[arm] = {
             "seeds": len(seeds),
             "diverged": sum(figures["diverged"] for figures in seeds),
             **{name: spread([figures[name] for figures in seeds]) for name in names},
+            "reference": references[arm],
             "to_reference": _reached([time_to(figures["curve"], target) for figures, target in paired]),
             "to_fixed": _reached([time_to(figures["curve"], fixed) for figures in seeds]),
             "final_below_reference": spread([target - figures["final_val_loss"] for figures, target in paired]),

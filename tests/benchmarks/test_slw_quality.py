@@ -66,7 +66,7 @@ def test_a_run_that_broke_off_or_stayed_far_above_its_best_diverged() -> None:
 
 
 def test_the_mean_over_seeds_leaves_out_those_that_never_got_there_and_says_how_many_did() -> None:
-    found = summarize({"a": seeds((3.0, 2.0, 2.0), (3.0, 2.9, 2.9))}, "a", fixed=2.5)["a"]
+    found = summarize({"a": seeds((3.0, 2.0, 2.0), (3.0, 2.9, 2.9))}, {"a": "a"}, fixed=2.5)["a"]
     assert (found["to_fixed"]["seeds"], found["to_fixed"]["tokens"]["mean"]) == (1, 150.0)
     assert found["final_val_loss"]["mean"] == pytest.approx(2.45)
     assert spread([math.nan]) is None
@@ -75,7 +75,7 @@ def test_the_mean_over_seeds_leaves_out_those_that_never_got_there_and_says_how_
 
 def test_each_seed_is_measured_against_the_reference_of_the_same_seed() -> None:
     runs = {"full": seeds((3.0, 2.0, 2.0), (3.0, 2.8, 2.8)), "slw": seeds((2.5, 2.2, 2.0), (2.5, 2.2, 2.0))}
-    found = summarize(runs, "full", fixed=1.0)["slw"]
+    found = summarize(runs, {"full": "full", "slw": "full"}, fixed=1.0)["slw"]
     assert found["to_reference"]["tokens"] == {"mean": 200.0, "stdev": pytest.approx(100 * math.sqrt(2)), "count": 2}
     assert found["to_fixed"] == {"seeds": 0, "tokens": None, "flops": None, "seconds": None}
     assert found["final_below_reference"]["mean"] == pytest.approx(0.4)
@@ -92,7 +92,7 @@ def test_pictures_are_drawn_and_small(tmp_path: Path) -> None:
     for study, chosen in (("stability", arms.STABILITY), ("epoch", arms.EPOCH)):
         found = seeds((3.0, 2.0, 2.0), (3.0, 2.9, 2.9))
         runs = {arm.name: [{**figures, "rate": arm.rate} for figures in found] for arm in chosen}
-        studies[study] = {"arms": without_nan(summarize(runs, chosen[0].name, 2.5)), "runs": runs}
+        studies[study] = {"arms": without_nan(summarize(runs, arms.references(study), 2.5)), "runs": runs}
     draw(studies, tmp_path)
     for name in studies:
         assert 5_000 < (tmp_path / f"slw_quality_{name}.png").stat().st_size < 150_000
