@@ -16,6 +16,7 @@ from megatron_slw.config.schema import ModelConfig
 from megatron_slw.exchange.gpt2 import HEAD, PREFIX, WORDS, from_gpt2, gpt2_name, gpt2_shape, model_of
 from megatron_slw.exchange.model_folder import CONFIG, ModelFolder
 from megatron_slw.exchange.new_run import NewRun, plan_run, write
+from megatron_slw.exchange.tokenizer_files import check_dataset
 from megatron_slw.growth.operators.names import split_name
 from megatron_slw.growth.stage import tensor_names, tensor_shape
 from megatron_slw.train.optim import state_names
@@ -79,7 +80,7 @@ def plan_import(load: str, save: Path, ds_config: str, overrides: Sequence[str])
         overrides: settings of the run, put over the file's.
 
     Raises:
-        ConfigError: it is no GPT-2 that can be trained here, or the run's settings do not fit it.
+        ConfigError: it is no GPT-2 that can be trained here, or the run's settings or data do not fit it.
     """
     folder = ModelFolder(load)
     try:
@@ -87,7 +88,10 @@ def plan_import(load: str, save: Path, ds_config: str, overrides: Sequence[str])
     except ConfigError as error:
         raise ConfigError(f"{folder.path / CONFIG}: {error}") from None
     check_tensors(folder, model)
-    return Import(folder, plan_run(save, ds_config, overrides, model))
+    new_run = plan_run(save, ds_config, overrides, model)
+    for corpus in new_run.config.data.corpora:
+        check_dataset(corpus.prefix, folder.path)
+    return Import(folder, new_run)
 
 
 def run(job: Import, workers: int, progress: Callable[[str, int], None]) -> None:

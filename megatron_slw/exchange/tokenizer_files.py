@@ -11,6 +11,8 @@ from megatron_slw.config.errors import ConfigError
 from megatron_slw.config.json_file import read_json
 from megatron_slw.data.byte_pair import bytes_of_characters, gpt2_library, hugging_face_library
 from megatron_slw.data.dataset_tokenizer import dataset_tokenizer, tokenizer_spec
+from megatron_slw.data.layout import dataset_paths
+from megatron_slw.data.sidecar import read_sidecar
 from megatron_slw.data.tiktoken_ranks import GPT2_PATTERN, RANK_ENDING, gpt2_encoding, named_encoding
 from megatron_slw.data.tokenizer_interface import EOD_NAMES, TokenizerSpec, require_file
 
@@ -19,6 +21,8 @@ if TYPE_CHECKING:
 
 MAIN, SETTINGS = "tokenizer.json", "tokenizer_config.json"
 VOCAB, MERGES = "vocab.json", "merges.txt"
+PROBE = "The 1st of 2 naïve cafés isn't HERE:\n\tx_1 = [f(y) for y in z]  # 東京 🦊 I've 3.14"
+"""Tokenizers of language models tell themselves apart on it."""
 COPIED = (MAIN, SETTINGS, VOCAB, MERGES, "special_tokens_map.json", "added_tokens.json")
 Files = dict[str, bytes]
 """Content by name."""
@@ -61,6 +65,30 @@ def copied_files(folder: str) -> tuple[Files, int, int | None]:
         files[name] = path.read_bytes()
     ids: dict[str, int] = library.get_vocab(with_added_tokens=True)
     return files, max(ids.values(), default=-1) + 1, _end_id(ids, found.get(SETTINGS))
+
+
+def check_dataset(prefix: str, folder: Path) -> None:
+    """A dataset that is there must have been made with the tokenizer of the model's folder.
+
+    Where there is no dataset yet, or one of them has no tokenizer beside it, there is nothing to compare.
+
+    Raises:
+        ConfigError: the two give different ids for PROBE.
+    """
+    sidecar = read_sidecar(dataset_paths(prefix).sidecar)
+    if sidecar is None or sidecar.tokenizer is None or not (folder / MAIN).is_file():
+        return
+    theirs: list[int] = hugging_face_library(folder / MAIN).encode(PROBE, add_special_tokens=False).ids
+    try:
+        ours = dataset_tokenizer(prefix).encode_batch([PROBE])[0]
+    except ConfigError:  # its file is elsewhere
+        return
+    if ours != theirs:
+        raise ConfigError(
+            f"{prefix} was made with {sidecar.tokenizer.name}, which gives other ids than {folder / MAIN}: the model "
+            "would not know its text. Preprocess it again with --tokenizer-type HuggingFaceTokenizer --tokenizer-model "
+            f"{folder / MAIN}."
+        )
 
 
 def _end_id(ids: Mapping[str, int], settings: Path | None) -> int | None:

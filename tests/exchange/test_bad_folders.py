@@ -138,9 +138,9 @@ def test_settings_that_do_not_fit_are_refused(original: Path, tmp_path: Path, ca
     assert not list(tmp_path.iterdir()), "something was left behind"
 
 
-def dataset(folder: Path, vocab_size: int) -> str:
+def dataset(folder: Path, vocab_size: int, word: str = "word") -> str:
     text = folder / "text.jsonl"
-    text.write_text(json.dumps({"text": "".join(f"word{i} other{i * 7} " for i in range(400))}))
+    text.write_text(json.dumps({"text": "".join(f"{word}{i} other{i * 7} " for i in range(400))}))
     train_byte_level_bpe([str(text)], str(folder / "tokenizer.json"), vocab_size, ["text"])
     spec = TokenizerSpec("HuggingFaceTokenizer", tokenizer_model=str(folder / "tokenizer.json"))
     preprocess(PreprocessSettings((str(text),), str(folder / "data"), spec))
@@ -182,6 +182,21 @@ def test_what_cannot_be_exported_is_refused(original: Path, tmp_path: Path, caps
     assert export_hf.main(["--load", str(load), "--save", str(tmp_path / "out"), "--no-tokenizer"]) == 2
     assert "is in the way" in capsys.readouterr().err
     assert (foreign / "mine.txt").exists()
+
+
+def test_data_of_another_tokenizer_is_refused(original: Path, tmp_path: Path, capsys: Capture) -> None:
+    """Its ids are in range, so nothing later would say it."""
+    shutil.copytree(original / "gpt2", tmp_path / "gpt2")
+    for name in ("mine", "other"):
+        (tmp_path / name).mkdir()
+    mine, other = dataset(tmp_path / "mine", 300), dataset(tmp_path / "other", 300, "I've naïve cafés of HERE ")
+    shutil.copy(tmp_path / "mine" / "tokenizer.json", tmp_path / "gpt2")
+    save = str(tmp_path / "run" / "checkpoints" / "step_000000")
+    common = ["--load", str(tmp_path / "gpt2"), "--save", save, "--ds-config", str(original / "base.json")]
+    assert import_hf.main([*common, f"--data.path={other}"]) == 2
+    assert "gives other ids than" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists(), "something was left behind"
+    assert import_hf.main([*common, f"--data.path={mine}"]) == 0
 
 
 def test_float16_refuses_what_it_cannot_hold(original: Path, tmp_path: Path, capsys: Capture) -> None:
