@@ -31,41 +31,42 @@ def is_running(log: Path) -> bool:
         return False
 
 
-def run(command: Sequence[str], log: Path, stream: TextIO, stopping: Callable[[], bool]) -> int:
-    """Run a command to its end and show what it says; its exit status.
-
-    A trainer of an earlier start that still runs is waited for first, and then nothing is started.
-
-    Args:
-        command: the launcher, the trainer and its flags.
-        log: gets its output, after what is there.
-        stream: is shown the output.
-        stopping: whether the command should save and leave; it gets one SIGTERM then, and time to do so.
-    """
+def wait(log: Path, stream: TextIO, stopping: Callable[[], bool]) -> None:
+    """Wait for a trainer of an earlier start, if one still runs, and show what it says; leave it when to stop."""
     log.parent.mkdir(parents=True, exist_ok=True)
     log.touch()
     shown = log.stat().st_size
-    process = None
-    if not is_running(log):
-        with log.open("ab") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            # A group of its own: Ctrl-C reaches the parent alone, which then ends all ranks in order.
-            process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=file, stderr=file, start_new_session=True
-            )
+    while is_running(log) and not stopping():
+        time.sleep(POLL_S)
+        shown = _show(log, shown, stream)
+    _show(log, shown, stream)
+
+
+def run(command: Sequence[str], log: Path, stream: TextIO, stopping: Callable[[], bool]) -> int:
+    """Run a command to its end and show what it says; its exit status.
+
+    Args:
+        command: the launcher, the trainer and its flags.
+        log: gets its output, after what is there; nothing else may run that writes to it.
+        stream: is shown the output.
+        stopping: whether the command should save and leave; it gets one SIGTERM then, and time to do so.
+    """
+    with log.open("ab") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        shown = file.tell()
+        # A group of its own: Ctrl-C reaches the parent alone, which then ends all ranks in order.
+        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=file, stderr=file, start_new_session=True)
     deadline = None
-    while is_running(log) or (process is not None and process.poll() is None):
+    while process.poll() is None or is_running(log):  # a launcher may die of a signal long before its ranks have saved
         if stopping() and deadline is None:
             deadline = time.monotonic() + GRACE_S
-            if process is None:
-                return 0  # it is not ours to end
             _signal(process, signal.SIGTERM)
-        if process is not None and deadline is not None and time.monotonic() > deadline:
+        if deadline is not None and time.monotonic() > deadline:
             _signal(process, signal.SIGKILL)
         time.sleep(POLL_S)
         shown = _show(log, shown, stream)
     _show(log, shown, stream)
-    return process.wait() if process is not None else 0
+    return process.wait()
 
 
 def last_line(log: Path) -> str:

@@ -122,11 +122,13 @@ def _growth_point(stage: Stage, checkpoint: Checkpoint) -> Reached | None:
 
 
 def _train(run: StagedRun, stage: Stage, command: Sequence[str], stop: StopFlag) -> None:
-    first = not stage.grow
-    config = run.ds_config if first else stage.directory / grow.CONFIG_FILE
+    config = stage.directory / grow.CONFIG_FILE if stage.grow else run.ds_config
     arguments = ["--ds-config", str(config), *stage.overrides, *_stop_after(stage)]
     log = stage.directory / LOG_NAME
-    status = child_process.run([*command, *arguments], log, sys.stdout, stop)
+    child_process.wait(log, sys.stdout, stop)
+    status = 0
+    if _end(stage) is None and not stop():
+        status = child_process.run([*command, *arguments], log, sys.stdout, stop)
     if _end(stage) is not None:
         return
     if stop() or status == 0:
@@ -157,6 +159,13 @@ def _grow(small: Stage, large: Stage, workers: int, say: Callable[[str], None]) 
     growth = _planned(load, large, Checkpoint(load).progress.step)
     if growth.grown.progress.step != Checkpoint(load).progress.step:  # the clock begins again
         growth = _planned(load, large, growth.grown.progress.step)
+    grown = growth.grown
+    if grown.progress.step >= grown.plan.total_steps:
+        raise ConfigError(
+            f"{large.directory} has nothing to train: {load} is at step {grown.progress.step} of "
+            f"{grown.plan.total_steps}. End the stage before earlier, or set a longer training.train_tokens or the "
+            "like for this one."
+        )
     say(display.headline(growth))
     for warning in display.warnings(growth):
         say(f"warning: {warning}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import signal
@@ -15,8 +16,9 @@ import pytest
 
 from megatron_slw.checkpoint.format import complete_checkpoints
 from megatron_slw.checkpoint.load import Checkpoint
-from megatron_slw.testing import write_tiny_dataset
+from megatron_slw.testing import write_random_checkpoint, write_tiny_dataset
 from megatron_slw.train.metrics import read_metrics
+from megatron_slw.train.staged_file import read_stages
 from tools import train_staged
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -102,6 +104,55 @@ def test_killed_in_a_stage_the_same_command_goes_on(stages: Path, capsys: pytest
     command = [str(stages), "--launcher", "false"]
     assert train_staged.main(command) == 0, "a run that has ended starts nothing"
     assert capsys.readouterr().out.count(": done") == 2
+
+
+def at_step(stages: Path, saved: int, **until: int) -> Path:
+    """The first stage as a checkpoint that nobody trained; where the second one begins."""
+    tree = json.loads(stages.read_text())
+    tree["stages"][0] = {"until": until} if until else {}
+    tree["stages"][1]["grow"]["verify"] = False
+    stages.write_text(json.dumps(tree))
+    write_random_checkpoint(read_stages(stages).stages[0].config, stages.parent / "runs/stage_1/checkpoints", saved)
+    return stages.parent / "runs" / "stage_2" / "checkpoints"
+
+
+def test_a_stage_that_fails_is_not_grown_again(stages: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    grown = at_step(stages, 8, step=8)
+    assert train_staged.main([str(stages), "--launcher", "sh -c 'echo no memory; exit 1'"]) == 1
+    assert "stage_2 ended with status 1: no memory" in capsys.readouterr().err
+    (checkpoint,) = complete_checkpoints(grown)
+    assert checkpoint.name == "step_000008"
+    before = (checkpoint / "manifest.json").stat().st_mtime_ns
+    assert train_staged.main([str(stages), "--launcher", "sh -c 'exit 0'"]) == 0
+    assert "the same command goes on" in capsys.readouterr().out
+    assert (checkpoint / "manifest.json").stat().st_mtime_ns == before
+
+
+def test_a_longer_position_table_begins_the_clock_again(stages: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    grown = at_step(stages, 8, step=8)
+    tree = json.loads(stages.read_text())
+    settings = {"curriculum.max_difficulty": 64}
+    tree["stages"][1] = {"grow": {"seq_length": 64, "verify": False}, "set": settings}
+    stages.write_text(json.dumps(tree))
+    assert train_staged.main([str(stages), "--launcher", "sh -c 'exit 1'"]) == 1
+    (checkpoint,) = complete_checkpoints(grown)
+    assert checkpoint.name == "step_000000", "its own checkpoints would be older than the one it began with"
+    assert Checkpoint(checkpoint).plan.total_steps == LAST - 8
+
+
+def test_a_stage_with_nothing_left_to_train_is_refused(stages: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    grown = at_step(stages, LAST)
+    assert train_staged.main([str(stages), "--launcher", "false"]) == 2
+    assert f"nothing to train: {stages.parent}/runs/stage_1" in capsys.readouterr().err
+    assert not grown.exists()
+
+
+def test_two_calls_at_once_are_one_too_many(stages: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (stages.parent / "runs").mkdir()
+    with (stages.parent / "runs" / "staged.lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        assert train_staged.main([str(stages), "--launcher", "false"]) == 2
+    assert "in use by another call" in capsys.readouterr().err
 
 
 def test_a_failure_is_told_with_the_trainer_s_last_words(stages: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -17,6 +17,7 @@ from megatron_slw.growth.planner.fit import Fit, fit
 from megatron_slw.growth.planner.law import Law, kaplan
 from megatron_slw.growth.planner.plan import growth_slope
 from megatron_slw.growth.planner.points import Points, Reader, TooShort
+from megatron_slw.report.reading import ReadingReport
 from megatron_slw.train.estimate import flops_per_token
 from megatron_slw.train.metrics import FILE_NAME, stream_metrics
 
@@ -109,11 +110,12 @@ def _measured(run: str) -> Stage:
     model = _model(path.with_name(CONFIG_NAME))
     reader = Reader(model.seq_length if model is not None else None)
     try:
-        for number, record in stream_metrics(path):
-            try:
-                reader.take(record)
-            except ConfigError as error:
-                raise ConfigError(f"{path}: line {number} {error}") from None
+        with ReadingReport(path.stat().st_size) as report:
+            for number, record in stream_metrics(path, report):
+                try:
+                    reader.take(record)
+                except ConfigError as error:
+                    raise ConfigError(f"{path}: line {number} {error}") from None
         points = reader.points()
     except OSError as error:
         raise ConfigError(f"{path} cannot be read: {error.strerror}. Give a run directory.") from None

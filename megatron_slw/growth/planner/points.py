@@ -19,8 +19,8 @@ from megatron_slw.train.metrics import Record
 
 SHARE_LEFT_OUT = 0.125
 """Of the tokens: no law holds for the first steps of a training."""
-MOST_POINTS = 64
-"""Training losses are averaged to so many."""
+MOST_TRAINING, MOST_VALIDATION = 64, 256
+"""Losses beyond so many are averaged; a training loss is that of few tokens."""
 
 
 class TooShort(ValueError):
@@ -103,7 +103,9 @@ class Reader:
         kind, pairs = "validation", list(zip((when - self._shift)[keep].tolist(), values[keep].tolist(), strict=True))
         if len(pairs) < LEAST_POINTS:
             kind, keep = "training", (own > begin) & np.isfinite(loss)
-            pairs = _averaged(own[keep], loss[keep])
+            pairs = _averaged(own[keep], loss[keep], min(MOST_TRAINING, int(keep.sum()) // 4))
+        elif len(pairs) > MOST_VALIDATION:
+            pairs = _averaged((when - self._shift)[keep], values[keep], MOST_VALIDATION)
         if len(pairs) < LEAST_POINTS:
             raise TooShort(
                 f"{len(pairs)} losses at full length after step {step[first]:.0f}, where both warmups are over; at "
@@ -139,11 +141,8 @@ def read_points(records: Iterable[Record], full_length: int | None = None) -> Po
     return reader.points()
 
 
-def _averaged(tokens: np.ndarray, losses: np.ndarray) -> list[tuple[float, float]]:
-    """Means over stretches that grow with the tokens, of at least 4 steps each."""
-    if not len(tokens):
-        return []
-    count = min(MOST_POINTS, len(tokens) // 4)
+def _averaged(tokens: np.ndarray, losses: np.ndarray, count: int) -> list[tuple[float, float]]:
+    """Means over at most `count` stretches, which grow with the tokens."""
     if not count:
         return []
     edges = np.geomspace(tokens[0], tokens[-1], count + 1)[1:-1]

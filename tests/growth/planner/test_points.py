@@ -58,6 +58,14 @@ def test_training_losses_stand_in_for_few_validation_losses() -> None:
     assert max(points.losses) < 4.0
 
 
+def test_many_validation_losses_are_averaged() -> None:
+    """The fit takes memory for each point and each resampled curve."""
+    points = read_points(records(steps=3000, every=1))
+    assert points.kind == "validation" and 150 < len(points.losses) <= 256
+    assert list(points.tokens) == sorted(points.tokens)
+    assert points.losses[-1] == pytest.approx(3.0 + (10_000 / points.tokens[-1]) ** 0.7, rel=1e-4)
+
+
 def test_a_null_loss_is_left_out() -> None:
     lines = records()
     evaluations = [record for record in lines if "val_loss" in record]
