@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from megatron_slw.checkpoint import format as layout
 from megatron_slw.checkpoint.format import complete_checkpoints
 from megatron_slw.checkpoint.load import Checkpoint
 from megatron_slw.testing import write_random_checkpoint, write_tiny_dataset
@@ -126,6 +127,25 @@ def test_a_stage_that_fails_is_not_grown_again(stages: Path, capsys: pytest.Capt
     assert train_staged.main([str(stages), "--launcher", "sh -c 'exit 0'"]) == 0
     assert "the same command goes on" in capsys.readouterr().out
     assert (checkpoint / "manifest.json").stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize("where", ["write_manifest", "rename_complete"])
+def test_killed_in_a_growth_the_same_command_goes_on(
+    stages: Path, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    """All tensors are written, or the new configuration too, but the checkpoint has not got its name."""
+    grown = at_step(stages, 8, step=8)
+
+    def killed(*_: Any) -> None:
+        raise KeyboardInterrupt("killed")
+
+    monkeypatch.setattr(layout, where, killed)
+    with pytest.raises(KeyboardInterrupt):
+        train_staged.main([str(stages), "--launcher", "false"])
+    assert complete_checkpoints(grown) == [] and list(grown.iterdir())
+    monkeypatch.undo()
+    assert train_staged.main([str(stages), "--launcher", "sh -c 'exit 1'"]) == 1
+    assert [path.name for path in grown.iterdir()] == ["step_000008"]
 
 
 def test_a_longer_position_table_begins_the_clock_again(stages: Path, capsys: pytest.CaptureFixture[str]) -> None:
