@@ -107,13 +107,15 @@ def cuda_commands(torch: Path, objects: Path, architectures: Sequence[str]) -> l
     ]
 
 
-def link(commands: Sequence[Sequence[str]], torch: Path, libraries: Sequence[str], target: Path) -> None:
+def link(
+    commands: Sequence[Sequence[str]], linker: str, torch: Path, libraries: Sequence[str], target: Path
+) -> None:
     """Compile, then link what the commands left into the library, which appears whole or not at all."""
     run_all(commands)
     objects = [command[-1] for command in commands]
     part = target.with_suffix(f".{os.getpid()}.part")
     names = [f"-l{name}" for name in libraries]
-    run_all([[compiler(), "-shared", *objects, "-L", str(torch / "lib"), *names, "-o", str(part)]])
+    run_all([[linker, "-shared", *objects, "-L", str(torch / "lib"), *names, "-o", str(part)]])
     part.replace(target)
 
 
@@ -139,9 +141,10 @@ def build(place: Path, cuda: str = "auto", architectures: Sequence[str] = ("80",
         objects.mkdir(parents=True, exist_ok=True)
         if wanted and stale(target):
             if name == "cpu":
-                link(cpu_commands(torch, objects), torch, ["torch_cpu"], target)
+                link(cpu_commands(torch, objects), compiler(), torch, ["torch_cpu"], target)
             else:
-                link(cuda_commands(torch, objects, architectures), torch, ["torch_cpu", "torch_cuda", "cudart"], target)
+                # nvcc knows where its run-time library lies
+                link(cuda_commands(torch, objects, architectures), "nvcc", torch, ["torch_cpu", "torch_cuda"], target)
         if wanted:
             built.append(target)
     return built
