@@ -136,6 +136,7 @@ def _target_tree(checkpoint: Checkpoint, target: ModelConfig, save: Path, option
     ours["model"] |= {name: getattr(target, name) for name in MODEL_SIZES}
     ours["model"] = {name: value for name, value in ours["model"].items() if value is not None}
     ours["logging"]["directory"] = str(run_directory(save))
+    ours["training"].pop("grow_when", None)  # it would end the grown run at once: its curve is past that point
     ours["checkpoint"].pop("load", None)
     ours["checkpoint"].pop("directory", None)
     if save.parent.name != "checkpoints":

@@ -156,6 +156,17 @@ def test_the_derived_file_describes_the_saved_configuration(small: Path, tmp_pat
     assert load_config(tmp_path / "ds_config.json") == saved
 
 
+def test_a_grown_run_does_not_end_where_its_first_stage_did(small: Path, tmp_path: Path) -> None:
+    name = f"step_{STEP:06d}"
+    flags = ["--training.grow_when=auto", "--evaluation.interval=5"]
+    assert grown(small, tmp_path / "one", "--width", "2", *flags) == 0
+    first = tmp_path / "one" / "checkpoints" / name
+    assert Checkpoint(first).config.training.grow_when == "auto"
+    second = tmp_path / "two" / "checkpoints" / name
+    assert grow_checkpoint.main(["--load", str(first), "--save", str(second), "--depth", "2"]) == 0
+    assert Checkpoint(second).config.training.grow_when is None
+
+
 def test_files_of_another_request_are_not_taken(small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def killed(*_: Any) -> None:
         raise KeyboardInterrupt("killed")
