@@ -43,14 +43,18 @@ TWO_STAGE = {  # the paper's case 16: an eighth of the length in 20,000 of 55,00
     "schedule_type": "fixed_discrete", "min_difficulty": LENGTH // 8, "max_difficulty": LENGTH,
     "schedule_config": {"difficulty": [LENGTH // 8, LENGTH], "max_fraction": [0.36]},
 }  # fmt: skip
+BATCH_WARMUP = _ramp(2, 2, max_difficulty=ROWS)
+MIXED = SLW | {"schedule_type": "mixed"}
 STABILITY = (
     Arm("baseline", "stability", HIGH_RATE),
     Arm("slw", "stability", HIGH_RATE, {"seqlen_truncate": SLW}),
     Arm("two_stage", "stability", HIGH_RATE, {"seqlen_truncate": TWO_STAGE}),
-    Arm("batch_warmup", "stability", HIGH_RATE, {"batch_size": _ramp(2, 2, max_difficulty=ROWS)}),
-    Arm("mixed", "stability", HIGH_RATE, {"seqlen_truncate": SLW | {"schedule_type": "mixed"}}),
+    Arm("batch_warmup", "stability", HIGH_RATE, {"batch_size": BATCH_WARMUP}),
+    Arm("mixed", "stability", HIGH_RATE, {"seqlen_truncate": MIXED}),
     Arm("low_rate", "stability", LOW_RATE),
     Arm("slw_low_rate", "stability", LOW_RATE, {"seqlen_truncate": SLW}),
+    Arm("batch_warmup_low_rate", "stability", LOW_RATE, {"batch_size": BATCH_WARMUP}),  # as many updates as slw
+    Arm("mixed_low_rate", "stability", LOW_RATE, {"seqlen_truncate": MIXED}),  # the same
     Arm("highest_rate", "stability", HIGHEST_RATE),
     Arm("slw_highest_rate", "stability", HIGHEST_RATE, {"seqlen_truncate": SLW}),
 )
