@@ -131,5 +131,7 @@ def _plain(axis: Axes) -> None:
 
 def _stability_finding(runs: Mapping[str, Sequence[Run]], arms: Sequence[str]) -> str:
     counts = {arm: sum(run["loss_ratio_max"] > RATIO_LIMIT for run in runs[arm]) for arm in arms}
-    parts = [f"{SHOWN[arm]} in {count} of {len(runs[arm])} seeds" for arm, count in counts.items() if count]
-    return f"Loss jumps of more than a fifth: {', '.join(parts) or 'nowhere'}{'; not elsewhere' if parts else ''}"
+    parts = [f"{SHOWN[arm]} {count} of {len(runs[arm])}" for arm, count in counts.items() if count]
+    rate = runs[arms[0]][0]["rate"]
+    found = ", ".join(parts) or "none"
+    return f"Seeds whose loss jumps by more than a fifth at the rate {rate:g} (left, middle): {found}"
