@@ -1,5 +1,6 @@
 # make quickstart [CORPUS=file.jsonl]   train a small GPT on real text, from nothing, in one command
 # make test                             linter, type checker and every test
+# make faults                           the whole campaign of injected faults
 PYTHON ?= python3
 CORPUS ?=
 PYTEST_ARGS ?=
@@ -10,13 +11,16 @@ PIP_INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check
 # DeepSpeed finds its launcher and ninja by PATH.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: quickstart test lint clean
+.PHONY: quickstart test faults lint clean
 
 quickstart: $(VENV)/kernels.stamp
 	$(BIN)/python examples/quickstart/run.py $(if $(CORPUS),--corpus "$(CORPUS)")
 
 test: lint $(VENV)/kernels.stamp
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PYTEST_ARGS)
+
+faults: $(VENV)/requirements-dev.stamp $(VENV)/kernels.stamp
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/faults -m "" --fault-results benchmarks/results/faults_cpu.json $(PYTEST_ARGS)
 
 lint: $(VENV)/requirements-dev.stamp
 	$(BIN)/ruff check .

@@ -12,6 +12,10 @@ from megatron_slw.testing import WorkerPool
 SHARED_TEXT = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--fault-results", metavar="FILE", help="write what the fault campaign withstood, as JSON")
+
+
 @pytest.fixture(scope="session")
 def pool() -> Iterator[WorkerPool]:
     """Processes that every distributed test of the session borrows."""
