@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 import time
 from dataclasses import dataclass, replace
@@ -23,11 +22,10 @@ from megatron_slw.slw.stability import Stability
 from megatron_slw.train.engine import Engine, StepResult
 from megatron_slw.train.estimate import flops_per_token, parameters, plan_flops
 from megatron_slw.train.evaluate import validation_loss
-from megatron_slw.train.growth_point import GrowthPoint, grown_from
 from megatron_slw.train.learning_rate import learning_rate
-from megatron_slw.train.metrics import MetricsWriter, StepMetrics
+from megatron_slw.train.metrics import StepMetrics
 from megatron_slw.train.optimizer_statistics import VarianceSqrt, variance_sqrt
-from megatron_slw.train.progress_display import ProgressDisplay
+from megatron_slw.train.output import Output
 from megatron_slw.train.rehearsal import explained_out_of_memory
 from megatron_slw.train.signals import StopRequest
 from megatron_slw.train.units import count_text
@@ -56,53 +54,6 @@ class Job:
     """Of all devices together; None where it is not known."""
 
 
-class _Output:
-    """Where rank 0 reports; the other ranks report nothing."""
-
-    def __init__(self, job: Job) -> None:
-        self._stack = contextlib.ExitStack()
-        self._sinks: list[Any] = []
-        self.display: ProgressDisplay | None = None
-        if job.engine.groups.rank == 0:
-            logging = job.config.logging
-            self.display = self._stack.enter_context(ProgressDisplay(job.plan, job.start, logging.interval))
-            grown = grown_from(job.growth, job.start)
-            writer = MetricsWriter(logging.directory, job.start, logging.tensorboard, grown)
-            self._sinks = [self._stack.enter_context(writer), self.display]
-        self.growth_point: GrowthPoint | None = None
-        if job.config.training.grow_when == "auto":
-            self.growth_point = GrowthPoint(job.config, job.engine.groups)
-            if self._sinks:
-                self._sinks.append(self.growth_point)
-
-    def __enter__(self) -> _Output:
-        return self
-
-    def __exit__(self, *error: Any) -> None:
-        self._stack.__exit__(*error)
-
-    def step(self, metrics: StepMetrics) -> None:
-        for sink in self._sinks:
-            sink.step(metrics)
-
-    def evaluation(self, progress: Progress, loss: float) -> None:
-        for sink in self._sinks:
-            sink.evaluation(progress, loss)
-
-    def growth_reached(self) -> str | None:
-        """Why the run ends here for a larger model, the same on all ranks; collective."""
-        return self.growth_point.reached() if self.growth_point is not None else None
-
-    def replan(self, plan: Plan, text: str) -> None:
-        if self.display is not None:
-            self.display.replan(plan)
-        self.note(text)
-
-    def note(self, text: str) -> None:
-        if self.display is not None:
-            self.display.note(text)
-
-
 def train(job: Job, stop_after: int | None = None) -> Progress:
     """Train from `job.start` to the end of the plan, to a growth point, or until a signal; saves either way.
 
@@ -121,7 +72,7 @@ def train(job: Job, stop_after: int | None = None) -> Progress:
     """
     config, progress, stability, pacing = job.config, job.start, job.stability, job.pacing
     curriculum = resolve_schedules(config, plan_of).curriculum
-    with _Output(job) as output, StopRequest(job.engine.groups) as stop:
+    with _output(job) as output, StopRequest(job.engine.groups) as stop:
         output.note(_greeting(job))
         for warning in warnings(config):
             output.note(f"warning: {warning}")
@@ -156,6 +107,10 @@ def train(job: Job, stop_after: int | None = None) -> Progress:
     return progress
 
 
+def _output(job: Job) -> Output:
+    return Output(job.config, job.plan, job.start, job.growth, job.engine.groups)
+
+
 def _greeting(job: Job) -> str:
     """One line on what is about to happen."""
     model, plan, groups = job.config.model, job.plan, job.engine.groups
@@ -184,7 +139,7 @@ def _due(step: int, interval: int, last: bool) -> bool:
     return last or (interval > 0 and step % interval == 0)
 
 
-def _train_one(job: Job, step: BatchStep, before: Stability, output: _Output) -> tuple[StepResult, Stability]:
+def _train_one(job: Job, step: BatchStep, before: Stability, output: Output) -> tuple[StepResult, Stability]:
     began = time.perf_counter()
     groups = job.engine.groups
     blocks = job.train_data.read(step, groups.dp_rank, groups.dp_size)

@@ -1,4 +1,4 @@
-"""What a run leaves behind for programs: metrics.jsonl, one object per step, and TensorBoard events.
+"""What a run leaves behind for programs: metrics.jsonl, one object per step.
 
 Only rank 0 writes. A step is named by the number of steps done, so the first record has step 1.
 """
@@ -9,25 +9,28 @@ import json
 import logging
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TextIO
+from typing import Any, Protocol, TextIO
 
 from megatron_slw.config.errors import ConfigError
 from megatron_slw.progress import Progress
-from megatron_slw.train.tensorboard_events import TensorBoardWriter
 
 FILE_NAME = "metrics.jsonl"
 MAX_LINE = 1 << 16
 """Bytes; no record comes near it, and a file without line ends must not fill the memory."""
 Record = dict[str, Any]
 """One line of the file; later versions may add keys."""
-NOT_DRAWN = ("step", "samples", "step_time_s")
-DRAWN_BY_TOKENS = ("loss", "loss_ratio", "grad_norm", "variance_sqrt_l1", "variance_sqrt_abs_max")
-"""What runs of different lengths are compared by: equal tokens, not equal steps."""
+
+
+class TakesRecords(Protocol):
+    """See `train.loggers`."""
+
+    def log(self, record: Mapping[str, Any]) -> None:
+        """Take in one line of the file."""
 
 
 @dataclass(frozen=True)
@@ -68,8 +71,7 @@ class StepMetrics:
 
 
 class MetricsWriter:
-    """Appends to <directory>/metrics.jsonl line by line, and to TensorBoard; a context manager, for rank 0
-    only.
+    """Appends to <directory>/metrics.jsonl line by line, and tells the loggers; a context manager, for rank 0 only.
 
     A resume goes on from a checkpoint, which is older than the last line where the run was killed. So the
     lines after `start.step` are cut off first: the file then holds each committed step once. The first record
@@ -80,16 +82,16 @@ class MetricsWriter:
         self,
         directory: str | Path,
         start: Progress,
-        tensorboard: bool = True,
         grown: Mapping[str, Any] | None = None,
+        loggers: Sequence[TakesRecords] = (),
     ) -> None:
-        """Open the files, making the directory if need be.
+        """Open the file, making the directory if need be.
 
         Args:
             directory: the run directory.
             start: what the checkpoint had trained; Progress() for a new run.
-            tensorboard: also write events, to <directory>/tensorboard.
             grown: what the first record says beside, of a run that begins with a grown checkpoint.
+            loggers: told of each line after it was written; they are their owner's to close.
 
         Raises:
             OSError: the directory cannot be written.
@@ -102,29 +104,20 @@ class MetricsWriter:
         self._first: dict[str, Any] = {"resumed": True} if start.step > 0 else {}
         if grown is not None:
             self._first = dict(grown)
-        self._tensorboard = TensorBoardWriter(folder / "tensorboard", start) if tensorboard else None
+        self._loggers = loggers
 
     def step(self, metrics: StepMetrics) -> None:
         """Write one step."""
         self._write(asdict(metrics) | self._first)
         self._first = {}
-        if self._tensorboard is not None:
-            values = {f"train/{name}": value for name, value in asdict(metrics).items() if name not in NOT_DRAWN}
-            by_tokens = tuple(f"train/{name}" for name in DRAWN_BY_TOKENS)
-            self._tensorboard.scalars(metrics.step, metrics.tokens, values, by_tokens)
 
     def evaluation(self, progress: Progress, val_loss: float) -> None:
         """Write the mean validation loss (nats per token, at full length) after `progress.step` steps."""
         self._write({"step": progress.step, "tokens": progress.tokens, "val_loss": val_loss})
-        if self._tensorboard is not None:
-            name = "validation/loss"
-            self._tensorboard.scalars(progress.step, progress.tokens, {name: val_loss}, by_tokens=(name,))
 
     def close(self) -> None:
-        """Flush and close the files; writing afterwards is an error."""
+        """Flush and close the file; writing afterwards is an error."""
         self._file.close()
-        if self._tensorboard is not None:
-            self._tensorboard.close()
 
     def __enter__(self) -> MetricsWriter:
         return self
@@ -135,17 +128,23 @@ class MetricsWriter:
         self.close()
 
     def _write(self, record: Record) -> None:
+        record = _finite(record)
         # One write call per line: a kill leaves at most the last line cut.
         self._file.write(_line(record))
+        for logger in self._loggers:
+            logger.log(record)
 
 
-def _line(record: Record) -> str:
+def _finite(record: Record) -> Record:
     """JSON has no NaN or infinity, and readers in other languages stumble over them: they become null."""
-    finite = {
+    return {
         key: None if isinstance(value, float) and not math.isfinite(value) else value
         for key, value in record.items()
     }
-    return json.dumps(finite, allow_nan=False) + "\n"
+
+
+def _line(record: Record) -> str:
+    return json.dumps(record, allow_nan=False) + "\n"
 
 
 def truncate_metrics(path: Path, step: int) -> None:
@@ -163,7 +162,7 @@ def truncate_metrics(path: Path, step: int) -> None:
             if record is None:
                 damaged += 1
             elif record["step"] <= step and step > 0:
-                file.write(_line(record))
+                file.write(_line(_finite(record)))
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(path)

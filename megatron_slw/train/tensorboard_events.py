@@ -11,6 +11,10 @@ from typing import Any
 from megatron_slw.config.errors import ConfigError
 from megatron_slw.progress import Progress
 
+NOT_DRAWN = ("step", "samples", "step_time_s")
+DRAWN_BY_TOKENS = ("loss", "loss_ratio", "grad_norm", "variance_sqrt_l1", "variance_sqrt_abs_max")
+"""What runs of different lengths are compared by: equal tokens, not equal steps."""
+
 
 class TensorBoardWriter:
     """Scalars against steps in <directory>/by_step, some against tokens in <directory>/by_tokens.
@@ -28,7 +32,7 @@ class TensorBoardWriter:
             from tensorboard.summary.writer.event_file_writer import EventFileWriter
         except ImportError as error:
             raise ConfigError(
-                "logging.tensorboard needs the package tensorboard: install it, or set it to false"
+                "logging.tensorboard needs the package tensorboard: pip install tensorboard, or set it to false."
             ) from error
         self._event, self._summary = event_pb2.Event, summary_pb2.Summary
         self._by_step = EventFileWriter(str(directory / "by_step"))
@@ -38,24 +42,31 @@ class TensorBoardWriter:
                 restart = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
                 writer.add_event(self._event(wall_time=time.time(), step=last + 1, session_log=restart))
 
-    def scalars(self, step: int, tokens: int, values: Mapping[str, float | None], by_tokens: tuple[str, ...]) -> None:
-        """Write `values` (tag: scalar) against steps, and those named in `by_tokens` against tokens too.
+    def log(self, record: Mapping[str, Any]) -> None:
+        """Write a line of metrics.jsonl: a step's numbers as train/KEY, a validation loss as validation/loss.
 
-        Values that are None or not finite are left out.
+        What is no finite number is left out.
         """
-        self._add(self._by_step, step, values)
-        self._add(self._by_tokens, tokens, {f"{tag}_by_tokens": values[tag] for tag in by_tokens})
+        if "val_loss" in record:
+            values = {"validation/loss": record["val_loss"]}
+            by_tokens = set(values)
+        else:
+            values = {f"train/{key}": value for key, value in record.items() if key not in NOT_DRAWN}
+            by_tokens = {f"train/{key}" for key in DRAWN_BY_TOKENS}
+        self._add(self._by_step, record["step"], values)
+        drawn = {f"{tag}_by_tokens": value for tag, value in values.items() if tag in by_tokens}
+        self._add(self._by_tokens, record["tokens"], drawn)
 
     def close(self) -> None:
         """Write out what is buffered and end the writers' threads."""
         self._by_step.close()
         self._by_tokens.close()
 
-    def _add(self, writer: Any, step: int, values: Mapping[str, float | None]) -> None:
+    def _add(self, writer: Any, step: int, values: Mapping[str, Any]) -> None:
         entries = [
             self._summary.Value(tag=tag, simple_value=value)
             for tag, value in values.items()
-            if value is not None and math.isfinite(value)
+            if type(value) in (int, float) and math.isfinite(value)
         ]
         if entries:
             writer.add_event(

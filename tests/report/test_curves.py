@@ -132,7 +132,7 @@ def test_a_long_run_is_thinned_with_both_ends() -> None:
 
 @pytest.mark.parametrize("count", [1, 3, 60])
 def test_a_file_is_drawn(tmp_path: Path, count: int) -> None:
-    with MetricsWriter(tmp_path, Progress(), tensorboard=False) as writer:
+    with MetricsWriter(tmp_path, Progress()) as writer:
         for step in range(1, count + 1):
             writer.step(StepMetrics(step, 8 * step, step, 8, 5.0 / step, 1e-3, 0.5, 0.1, 80.0, None))
             writer.evaluation(Progress(step, step, 8 * step), 5.5 / step)

@@ -64,7 +64,7 @@ def test_the_first_record_names_the_smaller_model() -> None:
 def test_a_grown_run_says_so_once(tmp_path: Path) -> None:
     mark = {"grown_from": "2 layers x 16 at step 5", "lr_shift_tokens": 70}
     for start, grown in ((5, mark), (7, None)):
-        with MetricsWriter(tmp_path, Progress(start), tensorboard=False, grown=grown) as writer:
+        with MetricsWriter(tmp_path, Progress(start), grown=grown) as writer:
             writer.step(metrics(start + 1))
             writer.step(metrics(start + 2))
     found = read_metrics(tmp_path / FILE_NAME)[0]

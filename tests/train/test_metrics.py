@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import pytest
 from megatron_slw.config.errors import ConfigError
 from megatron_slw.progress import Progress
 from megatron_slw.train.metrics import FILE_NAME, MAX_LINE, MetricsWriter, StepMetrics, read_metrics
+from megatron_slw.train.tensorboard_events import TensorBoardWriter
 
 
 def metrics(step: int, loss: float = 4.0, grad_norm: float = 0.5, mfu: float | None = None) -> StepMetrics:
@@ -44,7 +46,12 @@ def progress(step: int) -> Progress:
 
 def write(folder: Path, start: int, stop: int, tensorboard: bool = False) -> None:
     """Steps start + 1 to stop, an evaluation after every second."""
-    with MetricsWriter(folder, progress(start), tensorboard=tensorboard) as writer:
+    with contextlib.ExitStack() as stack:
+        loggers = []
+        if tensorboard:
+            loggers = [TensorBoardWriter(folder / "tensorboard", progress(start))]
+            stack.enter_context(contextlib.closing(loggers[0]))
+        writer = stack.enter_context(MetricsWriter(folder, progress(start), loggers=loggers))
         for step in range(start + 1, stop + 1):
             writer.step(metrics(step, loss=10.0 / step))
             if step % 2 == 0:
@@ -66,13 +73,14 @@ def test_one_object_per_step_and_evaluation(tmp_path: Path) -> None:
 
 
 def test_a_line_is_on_disk_before_the_next_step(tmp_path: Path) -> None:
-    with MetricsWriter(tmp_path, Progress(), tensorboard=False) as writer:
+    with MetricsWriter(tmp_path, Progress()) as writer:
         writer.step(metrics(1))
         assert len(read_metrics(tmp_path / FILE_NAME)[0]) == 1
 
 
 def test_numbers_that_are_not_finite_become_null(tmp_path: Path) -> None:
-    with MetricsWriter(tmp_path, Progress(), tensorboard=True) as writer:
+    tensorboard = TensorBoardWriter(tmp_path / "tensorboard", Progress())
+    with contextlib.closing(tensorboard), MetricsWriter(tmp_path, Progress(), loggers=[tensorboard]) as writer:
         writer.step(metrics(1, loss=float("nan"), grad_norm=float("inf")))
         writer.evaluation(progress(1), float("-inf"))
     text = (tmp_path / FILE_NAME).read_text()
@@ -95,7 +103,7 @@ def test_a_resume_leaves_each_step_once(tmp_path: Path, killed_after: int) -> No
 
 def test_a_new_run_in_an_old_directory_starts_a_new_history(tmp_path: Path) -> None:
     for last in (6, 3):
-        with MetricsWriter(tmp_path, Progress(), tensorboard=False) as writer:
+        with MetricsWriter(tmp_path, Progress()) as writer:
             writer.evaluation(Progress(), 11.0)
             for step in range(1, last + 1):
                 writer.step(metrics(step))
@@ -133,7 +141,7 @@ def test_a_kill_while_cutting_loses_nothing(tmp_path: Path, monkeypatch: pytest.
 
     monkeypatch.setattr(Path, "replace", killed)
     with pytest.raises(KeyboardInterrupt):
-        MetricsWriter(tmp_path, progress(4), tensorboard=False)
+        MetricsWriter(tmp_path, progress(4))
     assert (tmp_path / FILE_NAME).read_bytes() == before
 
 
