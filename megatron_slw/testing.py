@@ -230,12 +230,11 @@ def write_random_checkpoint(
     import torch
 
     from megatron_slw.checkpoint import format as layout
-    from megatron_slw.config.load import to_json
+    from megatron_slw.checkpoint.state import TrainingState
     from megatron_slw.growth.operators.names import split_name
     from megatron_slw.growth.stage import tensor_names, tensor_shape
     from megatron_slw.growth.stream import write_all
     from megatron_slw.slw.compile import compile_plan
-    from megatron_slw.slw.stability import Stability
 
     class Random:
         shapes = {  # noqa: RUF012 - never changed
@@ -252,17 +251,7 @@ def write_random_checkpoint(
     path = layout.step_folder(directory, step)
     path.mkdir(parents=True)
     write_all(Random(), path, 1, lambda *_: None)
-    state = {
-        "progress": plan.progress_at(step).to_json(),
-        "plan": plan.to_json(),
-        "config": to_json(config),
-        "optimizer_steps": step,
-        "stability": Stability().to_json(),
-        "growth": None,
-        "pacing": None,
-        "loss_scaler": None,
-        "dataset": None,
-    }
-    layout.write_json(path / layout.STATE, state)
+    state = TrainingState(plan.progress_at(step), plan, config, optimizer_steps=step)
+    layout.write_json(path / layout.STATE, state.to_json())
     layout.write_manifest(path, {file.name: layout.file_record(file) for file in path.iterdir()})
     return path

@@ -71,7 +71,7 @@ def describe(checkpoint: Checkpoint) -> dict[str, Any]:
         "files": {name: asdict(record) for name, record in sorted(checkpoint.records.items())},
         "tensors": {key: list(shape) for key, shape in checkpoint.shapes.items()},
         "growth": list(checkpoint.growth.history) if checkpoint.growth is not None else [],
-        "dataset": checkpoint.state["dataset"],
+        "dataset": checkpoint.state.dataset,
         "config": to_json(checkpoint.config),
     }
 

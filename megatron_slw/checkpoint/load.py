@@ -12,23 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from megatron_slw.checkpoint import format as layout
+from megatron_slw.checkpoint.state import TrainingState
 from megatron_slw.config.errors import ConfigError
-from megatron_slw.config.schema import RunConfig
-from megatron_slw.growth.record import GrowthRecord
 from megatron_slw.parallel.sharding import Shard
-from megatron_slw.progress import Progress, whole_number
-from megatron_slw.slw.adaptive import AdaptivePacing
-from megatron_slw.slw.plan import Plan
-from megatron_slw.slw.stability import Stability
-
-STATE_KEYS = {
-    "progress", "plan", "config", "optimizer_steps", "loss_scaler", "dataset", "stability", "growth", "pacing",
-}  # fmt: skip
+from megatron_slw.progress import whole_number
 
 
 @dataclass(frozen=True)
@@ -54,25 +45,13 @@ class Checkpoint:
         if not self.path.is_dir():
             raise ConfigError(f"checkpoint {self.path} is not a directory.")
         self.records = layout.read_manifest(self.path)
-        state = layout.read_checkpoint_json(self.path, layout.STATE)
-        if set(state) != STATE_KEYS:
-            raise ConfigError(f"{self} {layout.STATE} must have {sorted(STATE_KEYS)}, but has {sorted(state)}.")
-        self.state = state
         try:
-            self.progress = Progress.from_json(state["progress"])
-            self.plan = Plan.from_json(state["plan"])
-            # Stored, not reckoned again from metrics.jsonl: that lies in the run directory, not here, so it is absent
-            # where a run starts from another's checkpoint, and a person may have deleted it.
-            self.stability = Stability.from_json(state["stability"])
-            self.growth = None if state["growth"] is None else GrowthRecord.from_json(state["growth"])
-            self.pacing = None if state["pacing"] is None else AdaptivePacing.from_json(state["pacing"])
-            self.config = RunConfig.model_validate(state["config"])
-        except ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(str(part) for part in first["loc"])
-            raise ConfigError(f"{self} {layout.STATE} config.{where}: {first['msg']}.") from None
+            self.state = TrainingState.from_json(layout.read_checkpoint_json(self.path, layout.STATE))
         except ConfigError as error:
             raise ConfigError(f"{self} {layout.STATE}: {error}") from None
+        self.progress, self.plan, self.config = self.state.progress, self.state.plan, self.state.config
+        self.stability, self.growth, self.pacing = self.state.stability, self.state.growth, self.state.pacing
+        self.optimizer_steps, self.loss_scaler = self.state.optimizer_steps, self.state.loss_scaler
         self.blocks = self._read_index()
 
     def __str__(self) -> str:
@@ -81,22 +60,6 @@ class Checkpoint:
     def verify(self, share: int = 0, shares: int = 1) -> None:
         """Compare the SHA-256 of every `shares`-th file, from number `share` on; ConfigError names the first bad."""
         layout.verify(self.path, self.records, sorted(self.records)[share::shares])
-
-    @property
-    def optimizer_steps(self) -> int | None:
-        """Updates that the optimizer had counted."""
-        steps = self.state["optimizer_steps"]
-        return None if steps is None else whole_number(steps, f"{self} optimizer_steps")
-
-    @property
-    def loss_scaler(self) -> dict[str, float | int] | None:
-        """fp16's loss scale."""
-        values = self.state["loss_scaler"]
-        if values is None:
-            return None
-        if not isinstance(values, dict) or not all(isinstance(v, int | float) for v in values.values()):
-            raise ConfigError(f"{self} loss_scaler must be an object of numbers, but is {values!r:.80}.")
-        return values
 
     @cached_property
     def shapes(self) -> dict[str, tuple[int, ...]]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +19,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from megatron_slw.checkpoint import format as layout
-from megatron_slw.config.load import to_json
-from megatron_slw.growth.record import GrowthRecord
+from megatron_slw.checkpoint.state import TrainingState
 from megatron_slw.parallel.groups import Groups
 from megatron_slw.parallel.sharding import Shard, sharded_parameters
-from megatron_slw.progress import Progress
-from megatron_slw.slw.adaptive import AdaptivePacing
-from megatron_slw.slw.plan import Plan
-from megatron_slw.slw.stability import Stability
 from megatron_slw.train.engine import Engine
 from megatron_slw.train.engine_state import (
     optimizer_steps,
@@ -84,26 +79,16 @@ class _RankFiles:
 def save_checkpoint(
     engine: Engine,
     directory: Path,
-    progress: Progress,
-    plan: Plan,
-    dataset: dict[str, Any] | None,
+    state: TrainingState,
     keep_last: int,
-    stability: Stability,
-    growth: GrowthRecord | None,
-    pacing: AdaptivePacing | None = None,
 ) -> Path:
-    """Save after `progress.step` steps. Collective.
+    """Save after `state.progress.step` steps. Collective.
 
     Args:
         engine: the weights and the optimizer.
         directory: the run's checkpoint directory, which every rank sees.
-        progress: what was trained.
-        plan: the compiled schedule.
-        dataset: what identifies the training data, to be compared at resume.
+        state: of the run; what the engine counts is put in here.
         keep_last: complete checkpoints to keep.
-        stability: what the instruments measured.
-        growth: what the model that is trained grew by; None for one that never grew.
-        pacing: what a loss_adaptive schedule has decided; None of any other.
 
     Returns:
         The checkpoint's folder.
@@ -112,7 +97,7 @@ def save_checkpoint(
         SaveError: on every rank, if any could not write its part.
     """
     groups = engine.groups
-    final = layout.step_folder(directory, progress.step)
+    final = layout.step_folder(directory, state.progress.step)
     writing = final.with_name(final.name + layout.WRITING)
     with _together(groups, final):
         if groups.rank == 0:
@@ -129,18 +114,8 @@ def save_checkpoint(
             files.finish()
     with _together(groups, final):
         if groups.rank == 0:
-            state = {
-                "progress": progress.to_json(),
-                "plan": plan.to_json(),
-                "config": to_json(engine.config),
-                "optimizer_steps": optimizer_steps(engine),
-                "loss_scaler": read_scaler(engine),
-                "dataset": dataset,
-                "stability": stability.to_json(),
-                "growth": growth.to_json() if growth is not None else None,
-                "pacing": pacing.to_json() if pacing is not None else None,
-            }
-            layout.write_json(writing / layout.STATE, state)
+            whole = replace(state, optimizer_steps=optimizer_steps(engine), loss_scaler=read_scaler(engine))
+            layout.write_json(writing / layout.STATE, whole.to_json())
             layout.commit(writing, final, _all_records(writing, groups.world_size), keep_last)
     return final
 

@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from megatron_slw.checkpoint import format as layout
+from megatron_slw.checkpoint.state import TrainingState
 from megatron_slw.config.errors import ConfigError, require_object
 from megatron_slw.config.json_file import read_json
-from megatron_slw.config.load import resolve, to_json, with_train_samples
+from megatron_slw.config.load import resolve, with_train_samples
 from megatron_slw.config.overrides import OUR_KEY, apply_overrides
 from megatron_slw.config.schema import ModelConfig, RunConfig
 from megatron_slw.data.blend import open_samples
@@ -22,7 +23,6 @@ from megatron_slw.growth.grow import CONFIG_FILE
 from megatron_slw.growth.stage import TensorSource
 from megatron_slw.progress import Progress
 from megatron_slw.slw.compile import compile_plan
-from megatron_slw.slw.stability import Stability
 
 
 class ExchangeError(RuntimeError):
@@ -38,8 +38,8 @@ class NewRun:
     config: RunConfig
     tree: dict[str, Any]
     """Its JSON file."""
-    state: dict[str, Any]
-    """state.json of the checkpoint."""
+    state: TrainingState
+    """Of the checkpoint."""
 
     @property
     def config_path(self) -> Path:
@@ -111,7 +111,7 @@ def write(
     try:
         stream.prepare(writing, request)
         stream.write_all(tensors, writing, workers, progress)
-        layout.write_json(writing / layout.STATE, run.state)
+        layout.write_json(writing / layout.STATE, run.state.to_json())
         layout.write_manifest(writing, stream.manifest_records(writing))
         part = run.config_path.with_name(run.config_path.name + stream.PART)
         layout.write_json(part, run.tree)
@@ -167,15 +167,6 @@ def _check_target(save: Path) -> None:
         )
 
 
-def _state(config: RunConfig, optimizer_steps: int) -> dict[str, Any]:
-    return {
-        "progress": Progress().to_json(),
-        "plan": compile_plan(config).to_json(),
-        "config": to_json(config),
-        "optimizer_steps": None if config.optimizer.type == "SGD" else optimizer_steps,
-        "loss_scaler": None,
-        "dataset": None,
-        "stability": Stability().to_json(),
-        "growth": None,
-        "pacing": None,
-    }
+def _state(config: RunConfig, optimizer_steps: int) -> TrainingState:
+    steps = None if config.optimizer.type == "SGD" else optimizer_steps
+    return TrainingState(Progress(), compile_plan(config), config, optimizer_steps=steps)

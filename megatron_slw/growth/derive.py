@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from megatron_slw.checkpoint.load import Checkpoint
+from megatron_slw.checkpoint.state import TrainingState
 from megatron_slw.config.errors import ConfigError
-from megatron_slw.config.load import resolve, to_json
+from megatron_slw.config.load import resolve
 from megatron_slw.config.overrides import OUR_KEY, apply_overrides
 from megatron_slw.config.schema import ModelConfig, RunConfig
 from megatron_slw.config.write import to_tree
@@ -60,8 +61,8 @@ class GrownRun:
     progress: Progress
     plan: Plan
     record: GrowthRecord
-    state: dict[str, Any]
-    """state.json of the grown checkpoint."""
+    state: TrainingState
+    """Of the grown checkpoint."""
     stage_multipliers: tuple[dict[str, Multiplier], ...]
     """What each stage multiplies the gradients by, relative to the stage before."""
 
@@ -112,16 +113,16 @@ def derive(
     progress = Progress() if restarts else checkpoint.progress
     own = _stage_multipliers(checkpoint, stages, options)
     record = _record(checkpoint, config, stages, options, progress, plan, own)
-    state = {
-        **checkpoint.state,
-        "progress": progress.to_json(),
-        "plan": plan.to_json(),
-        "config": to_json(config),
-        "dataset": _dataset(checkpoint, config, paths),
-        "growth": record.to_json(),
-    }
+    state = replace(
+        checkpoint.state,
+        progress=progress,
+        plan=plan,
+        config=config,
+        dataset=_dataset(checkpoint, config, paths),
+        growth=record,
+    )
     if restarts:  # what was measured on the other clock
-        state |= {"stability": Stability().to_json(), "pacing": None}
+        state = replace(state, stability=Stability(), pacing=None)
     return GrownRun(config, tree, progress, plan, record, state, own)
 
 
@@ -253,9 +254,9 @@ def _record(
 
 def _dataset(checkpoint: Checkpoint, config: RunConfig, paths: Sequence[str]) -> Any:
     """What the data is compared with at resume; nothing where other data is meant."""
-    saved = checkpoint.state["dataset"]
+    saved = checkpoint.state.dataset
     other = config.model.vocab_size != checkpoint.config.model.vocab_size
-    if not isinstance(saved, dict) or other or any(path.startswith(f"{OUR_KEY}.data.") for path in paths):
+    if saved is None or other or any(path.startswith(f"{OUR_KEY}.data.") for path in paths):
         return None
     facts = {"seed": config.training.seed, "seq_length": config.model.seq_length}
     return saved | {name: value for name, value in facts.items() if name in saved}

@@ -120,7 +120,7 @@ def run(growth: Growth, workers: int, progress: Callable[[str, int], None]) -> C
             sound = pool.submit(growth.checkpoint.verify)
             stream.write_all(growth.tensors, writing, workers, progress)
             sound.result()
-        layout.write_json(writing / layout.STATE, growth.grown.state)
+        layout.write_json(writing / layout.STATE, growth.grown.state.to_json())
         layout.write_manifest(writing, stream.manifest_records(writing))
     except ConfigError:
         shutil.rmtree(writing, ignore_errors=True)

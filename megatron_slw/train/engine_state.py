@@ -21,11 +21,11 @@ from deepspeed.utils import (
 )
 from torch import Tensor, nn
 
+from megatron_slw.checkpoint.state import SCALER_FIELDS
 from megatron_slw.train.engine import Engine
 from megatron_slw.train.optim import state_names
 
 WEIGHT = "weight"
-SCALER_FIELDS = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
 
 
 def tensor_kinds(engine: Engine) -> tuple[str, ...]:

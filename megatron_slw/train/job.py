@@ -172,8 +172,8 @@ def _vocab_size(config: RunConfig, train: Windows | BlendedWindows, valid: Windo
 
 def _check_same_data(checkpoint: Checkpoint, dataset: dict[str, object], allow_changed: bool, rank: int) -> None:
     """Refuse to go on with other data than the checkpoint was trained on, or say so where that is allowed."""
-    saved = checkpoint.state["dataset"]
-    changed = difference(saved, dataset) if isinstance(saved, dict) else None
+    saved = checkpoint.state.dataset
+    changed = difference(saved, dataset) if saved is not None else None
     if changed is None:
         return
     name, before, now = changed

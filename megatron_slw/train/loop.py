@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_slw.checkpoint.save import save_checkpoint
+from megatron_slw.checkpoint.state import TrainingState
 from megatron_slw.config.curriculum_rules import warnings
 from megatron_slw.config.schema import RunConfig
 from megatron_slw.data.loader import TrainLoader, ValidLoader
@@ -125,10 +126,8 @@ def _greeting(job: Job) -> str:
 
 
 def _save(job: Job, progress: Progress, stability: Stability, pacing: AdaptivePacing | None) -> Path:
-    keep = job.config.checkpoint.keep_last
-    return save_checkpoint(
-        job.engine, job.checkpoints, progress, job.plan, job.dataset, keep, stability, job.growth, pacing
-    )
+    state = TrainingState(progress, job.plan, job.config, job.dataset, stability, job.growth, pacing)
+    return save_checkpoint(job.engine, job.checkpoints, state, job.config.checkpoint.keep_last)
 
 
 def _end(plan: Plan, stop_after: int | None) -> int:

@@ -10,11 +10,11 @@ import torch
 
 from megatron_slw.checkpoint.load import Checkpoint
 from megatron_slw.checkpoint.save import save_checkpoint
+from megatron_slw.checkpoint.state import TrainingState
 from megatron_slw.config.schema import RunConfig
 from megatron_slw.parallel.groups import build_groups
 from megatron_slw.parallel.sharding import sharded_parameters
 from megatron_slw.progress import Progress
-from megatron_slw.slw.stability import Stability
 from megatron_slw.train.engine_state import read_tensor, tensor_kinds
 from megatron_slw.train.job import build_job
 from megatron_slw.train.learning_rate import learning_rate
@@ -31,6 +31,11 @@ def state_of(job: Job) -> State:
             value = read_tensor(job.engine, param, kind)
             state[f"{kind}/{shard.name}/{shard.start}"] = value.detach().cpu().float().numpy().copy()
     return state
+
+
+def saved_state(job: Job, progress: Progress) -> TrainingState:
+    """What is saved with the tensors."""
+    return TrainingState(progress, job.plan, job.config, job.dataset, growth=job.growth)
 
 
 def run(config: RunConfig, until: int, save_at: tuple[int, ...] = ()) -> dict[str, Any]:
@@ -51,7 +56,7 @@ def run(config: RunConfig, until: int, save_at: tuple[int, ...] = ()) -> dict[st
         draws[number] = float(torch.rand(()))
         progress = step.after
         if progress.step in save_at:
-            save_checkpoint(job.engine, job.checkpoints, progress, job.plan, job.dataset, 10, Stability(), job.growth)
+            save_checkpoint(job.engine, job.checkpoints, saved_state(job, progress), 10)
     return {
         "losses": losses,
         "tokens": tokens,
@@ -86,7 +91,7 @@ def save_fails_on_one_rank(config: RunConfig, broken_rank: int) -> str:
 
         original, save.save_file = save.save_file, full_disk
     try:
-        save_checkpoint(job.engine, job.checkpoints, Progress(1, 8, 64), job.plan, job.dataset, 2, Stability(), None)
+        save_checkpoint(job.engine, job.checkpoints, saved_state(job, Progress(1, 8, 64)), 2)
     except save.SaveError as error:
         return str(error)
     finally:

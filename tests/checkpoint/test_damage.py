@@ -110,9 +110,16 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "pacing of nonsense": (lambda c: edit_state(c, lambda s: s.update(pacing=[3])), "state.json: pacing must be"),
     "growth of nonsense": (lambda c: edit_state(c, lambda s: s.update(growth={})), "state.json: growth"),
     "plan of an unknown mode": (lambda c: edit_state(c, lambda s: s["plan"].update(mode="x")), "plan.mode must be"),
-    "a part of the state missing": (lambda c: edit_state(c, lambda s: s.pop("stability")), "state.json must have"),
+    "optimizer steps of another type": (
+        lambda c: edit_state(c, lambda s: s.update(optimizer_steps=True)), "state.json: optimizer_steps must be"),
+    "a loss scale that sets anything": (
+        lambda c: edit_state(c, lambda s: s.update(loss_scaler={"backward": 1})), "loss_scaler must be an object with"),
+    "a loss scale of text": (
+        lambda c: edit_state(c, lambda s: s.update(loss_scaler={"cur_scale": "1"})), "loss_scaler.cur_scale"),
+    "dataset of nonsense": (lambda c: edit_state(c, lambda s: s.update(dataset=[])), "dataset must be an object"),
+    "a part of the state missing": (lambda c: edit_state(c, lambda s: s.pop("stability")), "state.json: must have"),
     "plan with a hole": (lambda c: edit_state(c, lambda s: s["plan"].update(runs=[])), "plan.runs is empty"),
-    "state with a key too many": (lambda c: edit_state(c, lambda s: s.update(extra=1)), "state.json must have"),
+    "state with a key too many": (lambda c: edit_state(c, lambda s: s.update(extra=1)), "state.json: must have"),
 }  # fmt: skip
 
 
