@@ -30,6 +30,7 @@ from megatron_slw.parallel.groups import Groups, ModelParallelUnit
 from megatron_slw.parallel.sharding import Shard, sharded_parameters
 from megatron_slw.slw.batching import MicroBatching, micro_batching
 from megatron_slw.slw.plan import BatchStep
+from megatron_slw.train.agreement import gathered, mean_loss, replica_of
 from megatron_slw.train.optim import LR_MULTIPLIER, NO_MULTIPLIERS, build_optimizer, clip_by_global_norm
 
 if TYPE_CHECKING:
@@ -39,8 +40,22 @@ MicroBatch = tuple[tuple[Tensor, ...], tuple[Tensor, Tensor]]
 """(token ids, and document ids where they are tracked), (labels, their weights); each (B, T)."""
 
 
-class NonFiniteError(RuntimeError):
-    """A loss or a gradient norm is NaN or infinite; the weights are those before the step."""
+Judge = Callable[[float, float | None], str | None]
+"""(loss, gradient norm or None while it is not known) -> why the step must not be trained; None if it may. Both are
+finite and the same on every rank, so a pure function decides alike on all of them."""
+
+
+class StepRefused(RuntimeError):
+    """A step was not trained: weights, moments and the optimizer's step are those before it, and training can go on."""
+
+    def __init__(self, sentence: str, reason: str, loss: float, grad_norm: float) -> None:
+        super().__init__(sentence)
+        self.reason, self.loss, self.grad_norm = reason, loss, grad_norm
+        """What was wrong in a few words; the values, NaN where they are not known."""
+
+
+class NonFiniteError(StepRefused):
+    """The loss or the gradient norm is NaN or infinite."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +68,11 @@ class StepResult:
     """2-norm of the gradients before clipping."""
     applied: bool
     """False where fp16's loss scaler skipped the update."""
+
+
+def _never(loss: float, grad_norm: float | None) -> str | None:
+    """Finite values are trained on."""
+    return None
 
 
 def deepspeed_config(config: RunConfig) -> dict[str, Any]:
@@ -108,9 +128,11 @@ class Engine:
                 value = initial(shard)
                 param.copy_(value if value.shape == param.shape else shard.slice(value))
         self.torch_optimizer = build_optimizer(config.optimizer, module, multipliers)
-        self._grad_norm = math.nan
-        if config.zero_stage == 0:
-            self.torch_optimizer.register_step_pre_hook(self._clip_before_step)
+        self._judge: Judge = _never
+        self._refusal: StepRefused | None = None
+        self._loss = self._grad_norm = math.nan
+        self._norm_is_judged = False
+        self.torch_optimizer.register_step_pre_hook(self._judge_before_update)
         with contextlib.redirect_stdout(io.StringIO()):
             self.ds, self.optimizer, _, _ = deepspeed.initialize(
                 model=module,
@@ -124,13 +146,16 @@ class Engine:
         self._take_model_step = self.ds._take_model_step
         self.ds._take_model_step = self._guarded_model_step
 
-    def train_step(self, blocks: Blocks, step: BatchStep, learning_rate: float) -> StepResult:
+    def train_step(
+        self, blocks: Blocks, step: BatchStep, learning_rate: float, judge: Judge | None = None
+    ) -> StepResult:
         """Forward, backward and update on this data-parallel rank's rows of the step.
 
         Raises:
-            NonFiniteError: before the update, on every rank alike.
+            NonFiniteError, StepRefused: nothing was updated, on every rank alike. `judge` says the latter.
         """
-        self._current = step
+        self._begin(step, judge or _never)
+        scaler = vars(self.optimizer.loss_scaler).copy() if self.config.precision == "fp16" else {}
         self._seed(step.step)
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate * group.get(LR_MULTIPLIER, 1.0)
@@ -142,10 +167,15 @@ class Engine:
         if self.groups.pp_size > 1:
             loss = float(self.ds.train_batch(iter(micros)))
         else:
-            loss = self._accumulate(micros)
+            self._accumulate(micros)
+            loss = self._loss
         applied = bool(self.ds.was_step_applied()) if self.config.zero_stage else True
-        if not applied and self.config.precision != "fp16":
-            raise NonFiniteError(self._describe("the gradient norm is not finite"))
+        if not applied and self.config.precision != "fp16" and self._refusal is None:
+            self._refuse(NonFiniteError, "the gradient norm is not finite", math.inf)
+        if self._refusal is not None:
+            if scaler:  # fp16's scale must not tell of a step that was not trained
+                vars(self.optimizer.loss_scaler).update(scaler)
+            raise self._refusal
         norm = self._grad_norm if self.config.zero_stage == 0 else float(self.ds.get_global_grad_norm() or 0.0)
         return StepResult(loss, norm, applied)
 
@@ -176,7 +206,7 @@ class Engine:
         self.ds.module.train()
         return float(total)
 
-    def _accumulate(self, micros: list[MicroBatch]) -> float:
+    def _accumulate(self, micros: list[MicroBatch]) -> None:
         self.ds.module.train()
         losses = []
         for inputs, targets in micros:
@@ -185,9 +215,6 @@ class Engine:
             self._local_loss = torch.stack(losses).mean()
             self.ds.backward(loss)
             self.ds.step()
-        total = self._local_loss.clone()
-        dist.all_reduce(total, group=self.groups.dp_group)
-        return float(total) / self.groups.dp_size
 
     def _micro_batches(self, blocks: Blocks, rows: int, labels: int, parts: int | None = None) -> Iterator[MicroBatch]:
         """Cut this rank's rows into micro-batches with label weights; see `WeightedLoss` for the weights."""
@@ -218,6 +245,9 @@ class Engine:
         # uint16 travels as int32: half of int64's bytes over PCIe, and torch indexes no uint16 tensors
         return torch.from_numpy(ids.astype(np.int32)).to(self.groups.device).long()
 
+    def _begin(self, step: BatchStep, judge: Judge) -> None:
+        self._current, self._judge, self._refusal, self._norm_is_judged = step, judge, None, False
+
     def _seed(self, step: int) -> None:
         # Alike on the ranks of a tensor-parallel group: replicated activations need one dropout mask.
         place = f"{step}/{self.groups.dp_rank}/{self.groups.pp_rank}"
@@ -238,27 +268,53 @@ class Engine:
         self._shape = (seq_len, batching)
 
     def _guarded_model_step(self, lr_kwargs: Any) -> None:
-        """Check the loss on every rank, then let DeepSpeed update: nothing is updated from a NaN loss."""
-        if self.groups.pp_size > 1:
-            last = self.groups.pp_rank == self.groups.pp_size - 1
-            self._local_loss = self.ds.total_loss.detach() if last else torch.zeros((), device=self.groups.device)
-        bad = (~torch.isfinite(self._local_loss)).to(torch.int32).reshape(1)
-        flags = [torch.zeros_like(bad) for _ in range(self.groups.world_size)]
-        dist.all_gather(flags, bad)
-        ranks = [rank for rank, flag in enumerate(flags) if int(flag)]
-        if ranks and self.config.precision != "fp16":
-            self._raise_for_loss(ranks)
+        """Look at the loss of every rank, then let DeepSpeed go through its step.
+
+        It does so even where the loss is refused, for then it also frees what a step frees; `_judge_before_update`
+        keeps it from updating anything.
+        """
+        groups = self.groups
+        if groups.pp_size > 1:
+            last = groups.pp_rank == groups.pp_size - 1
+            self._local_loss = self.ds.total_loss.detach() if last else torch.zeros((), device=groups.device)
+        losses = gathered(self._local_loss.float(), groups)
+        self._loss = mean_loss(losses, groups)
+        bad = [rank for rank, loss in enumerate(losses) if not math.isfinite(loss)]
+        if bad and self.config.precision != "fp16":
+            who = replica_of(bad[0], groups)
+            self._refuse(NonFiniteError, f"the loss is not finite on rank {bad[0]}", math.nan, who)
+        elif not bad and (reason := self._judge(self._loss, None)) is not None:
+            self._refuse(StepRefused, reason, math.nan)
         self._take_model_step(lr_kwargs)
 
-    def _raise_for_loss(self, ranks: list[int]) -> None:
-        replica = self.groups.topology.get_coord(ranks[0]).data
-        raise NonFiniteError(self._describe(f"the loss is not finite on rank {ranks[0]}", replica))
+    def _judge_before_update(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
+        """The last moment before anything moves, in DeepSpeed's every optimizer: without gradients nothing does.
 
-    def _clip_before_step(self, *_: Any) -> None:
-        norm = clip_by_global_norm(self.ds.module, self.config.gradient_clipping, self.groups)
-        self._grad_norm = norm
-        if not math.isfinite(norm):
-            raise NonFiniteError(self._describe("the gradient norm is not finite"))
+        ZeRO steps one parameter group after the other; the first call decides for all.
+        """
+        if not self._norm_is_judged:
+            self._norm_is_judged = True
+            ours = self.config.zero_stage == 0
+            clipping = self.config.gradient_clipping
+            norm = clip_by_global_norm(self.ds.module, clipping, self.groups) if ours else self._deepspeed_norm()
+            self._grad_norm = norm
+            if self._refusal is not None:
+                self._refusal.grad_norm = norm
+            elif not math.isfinite(norm):
+                self._refuse(NonFiniteError, "the gradient norm is not finite", norm)
+            elif math.isfinite(self._loss) and (reason := self._judge(self._loss, norm)) is not None:
+                self._refuse(StepRefused, reason, norm)
+        if self._refusal is not None:
+            for group in optimizer.param_groups:
+                for param in group["params"]:
+                    param.grad = None
+
+    def _deepspeed_norm(self) -> float:
+        norm = float(self.optimizer._global_grad_norm)
+        return norm if norm >= 0.0 else math.inf  # its helpers write -1 for what is not finite
+
+    def _refuse(self, kind: type[StepRefused], reason: str, norm: float, replica: int | None = None) -> None:
+        self._refusal = kind(self._describe(reason, replica), reason, self._loss, norm)
 
     def _describe(self, what: str, replica: int | None = None) -> str:
         """The sentence for a step that was refused; a summed gradient no longer tells which replica spoilt it."""

@@ -8,7 +8,6 @@ from types import MappingProxyType
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from megatron_slw.config.schema import OptimizerConfig
@@ -16,6 +15,7 @@ from megatron_slw.growth.operators.multiplier import Multiplier
 from megatron_slw.growth.operators.names import split_name
 from megatron_slw.parallel.groups import Groups
 from megatron_slw.parallel.sharding import counts_in_norm, shard_of
+from megatron_slw.train.agreement import gathered, largest_replica_sum
 
 LR_MULTIPLIER = "lr_multiplier"
 NO_MULTIPLIERS: Mapping[str, Multiplier] = MappingProxyType({})
@@ -83,17 +83,16 @@ def clip_by_global_norm(module: nn.Module, max_norm: float, groups: Groups) -> f
     Args:
         module: this rank's part of the replica, gradients already averaged over the data-parallel ranks.
         max_norm: 0 measures without clipping.
-        groups: whose tensor x pipeline group shares the replica.
+        groups: whose tensor x pipeline ranks share the replica.
 
     Returns:
-        The norm before clipping; NaN or infinity leaves the gradients as they are.
+        The norm before clipping, the same on every rank of every replica; infinity leaves the gradients as they are.
     """
     params = [p for p in module.parameters() if p.grad is not None]
     counted = [p.grad.float() for p in params if counts_in_norm(p) and p.grad is not None]
     squares = [norm.square() for norm in torch._foreach_norm(counted)]
     total = torch.stack(squares).sum() if squares else torch.zeros((), device=groups.device)
-    dist.all_reduce(total, group=groups.mp_group)
-    norm = math.sqrt(total.item()) if torch.isfinite(total) else total.item()
+    norm = math.sqrt(largest_replica_sum(gathered(total, groups), groups))
     if max_norm > 0.0 and math.isfinite(norm) and norm > max_norm:
         torch._foreach_mul_([p.grad for p in params if p.grad is not None], max_norm / (norm + 1e-6))
     return norm
