@@ -18,7 +18,6 @@ import argparse
 import json
 import os
 import platform
-import re
 import shutil
 import subprocess
 import sys
@@ -27,26 +26,22 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from random import Random
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a checkout need not be installed
 
 from benchmarks import slw_quality_arms as arms
+from benchmarks.address_corpus import CACHE, DONE, ROOT, addresses, prepare, write_json
 from benchmarks.slw_quality_evaluation import run_figures, summarize, without_nan
 from megatron_slw.data.sidecar import file_sha256
 from megatron_slw.train.metrics import FILE_NAME, read_metrics
 
-ROOT = Path(__file__).resolve().parents[1]
-CACHE = Path.home() / ".cache" / "megatron_slw" / "tests" / "sotu"
 ENVIRONMENT = (
     "OMP_NUM_THREADS=1", "CUDA_VISIBLE_DEVICES=", "DS_ACCELERATOR=cpu", f"PYTHONPATH={ROOT}",
     # glibc keeps large blocks from step to step instead of giving them back to the kernel
     "MALLOC_ARENA_MAX=1", "MALLOC_MMAP_MAX_=0", "MALLOC_TRIM_THRESHOLD_=8589934592", "MALLOC_TOP_PAD_=67108864",
 )  # fmt: skip
-HELD_OUT = 16
-"""Documents of the validation set."""
-DONE, TIMING = "done.json", "timing.json"
+TIMING = "timing.json"
 
 
 @dataclass(frozen=True)
@@ -61,42 +56,6 @@ class Job:
     def name(self) -> str:
         """arm and seed."""
         return f"{self.arm.study}/{self.arm.name}_{self.seed}"
-
-
-def prepare(data: Path, texts: Sequence[Path]) -> None:
-    """Shuffle and split the documents, train the tokenizer on the training part, write the three datasets."""
-    if (data / DONE).is_file():
-        return
-    data.mkdir(parents=True, exist_ok=True)
-    shuffled = sorted(texts, key=lambda path: path.name)
-    Random(1).shuffle(shuffled)
-    held_out, train = shuffled[:HELD_OUT], shuffled[HELD_OUT:]
-    parts = {"train": train, "epoch": train[: arms.EPOCH_DOCUMENTS], "valid": held_out}
-    for name, paths in parts.items():
-        lines = (json.dumps({"text": path.read_text(encoding="utf-8")}) + "\n" for path in paths)
-        (data / f"{name}.jsonl").write_text("".join(lines), encoding="utf-8")
-    tokenizer = str(data / "tokenizer.json")
-    size = str(arms.VOCABULARY)
-    tool("train_tokenizer", "--input", str(data / "train.jsonl"), "--vocab-size", size, "--output", tokenizer)
-    for name in parts:
-        prefix = ["--input", str(data / f"{name}.jsonl"), "--output-prefix", str(data / name), "--append-eod"]
-        tool("preprocess_data", *prefix, "--tokenizer-type", "HuggingFaceTokenizer", "--tokenizer-model", tokenizer)
-    write_json(data / DONE, {})
-
-
-def tool(name: str, *arguments: str) -> None:
-    """Run one of tools/."""
-    subprocess.run([sys.executable, str(ROOT / "tools" / f"{name}.py"), *arguments], check=True)
-
-
-def write_json(path: Path, value: object) -> None:
-    """Write by renaming a complete file into place."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    text = json.dumps(without_nan(value), indent=1)
-    text = re.sub(r"\[[^][{}]*\]", lambda found: " ".join(found[0].split()), text)  # a list of numbers in one line
-    temporary.write_text(text + "\n", encoding="utf-8")
-    temporary.replace(path)
 
 
 def is_done(job: Job, config: Mapping[str, Any]) -> bool:
@@ -160,11 +119,8 @@ def study_figures(study: str, by_arm: Mapping[str, Sequence[Mapping[str, Any]]])
 def main(argv: list[str] | None = None) -> int:
     """Run what is left, evaluate, write."""
     args = parser().parse_args(argv)
-    texts = sorted(args.corpus.glob("*.txt"))
-    if not texts:
-        raise SystemExit("the corpus is not there: python -m pytest tests/data/test_real_corpus.py fetches it.")
     work = args.work.resolve()
-    prepare(work / "data", texts)
+    prepare(work / "data", addresses(args.corpus), arms.VOCABULARY, arms.EPOCH_DOCUMENTS)
     chosen = (lambda arm: arm.name in args.arms) if args.arms else (lambda arm: True)
     if not args.evaluate_only:
         with ThreadPoolExecutor(args.jobs) as pool:

@@ -21,8 +21,9 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a checkout need not be installed
 
 from megatron_slw.config.errors import ConfigError
+from megatron_slw.train.child_process import Interrupted
 from megatron_slw.train.staged_file import read_stages
-from megatron_slw.train.staged_run import Interrupted, StageError, announcement, train_staged
+from megatron_slw.train.staged_run import StageError, announcement, train_staged
 
 TRAINER = str(Path(__file__).resolve().parents[1] / "pretrain_gpt.py")
 

@@ -20,9 +20,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a checkout need 
 
 from megatron_slw.config.errors import ConfigError
 from megatron_slw.slw.tuning import LIMIT
+from megatron_slw.train.child_process import Interrupted
 from megatron_slw.train.tune_display import TuneDisplay, announcement, conclusion, possible_probes
 from megatron_slw.train.tune_job import SAMPLES, TuneJob, tune_job
-from megatron_slw.train.tune_probe import Interrupted, ProbeError
+from megatron_slw.train.tune_probe import ProbeError
 from megatron_slw.train.tune_session import CHOSEN_NAME, tune
 
 TRAINER = str(Path(__file__).resolve().parents[1] / "pretrain_gpt.py")

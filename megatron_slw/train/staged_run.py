@@ -7,7 +7,6 @@ checkpoint and metrics say whether it has ended. Nothing is written down on the 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -25,9 +24,9 @@ from megatron_slw.growth.planner.watch import Reached, growth_point
 from megatron_slw.growth.sizes import describe
 from megatron_slw.slw.compile import compile_plan
 from megatron_slw.train import child_process
+from megatron_slw.train.child_process import Interrupted, StopFlag, locked
 from megatron_slw.train.metrics import FILE_NAME, stream_metrics
 from megatron_slw.train.staged_file import Stage, StagedRun, parse_growth
-from megatron_slw.train.tune_session import StopFlag
 
 LOCK_NAME = "staged.lock"
 LOG_NAME = "log.txt"
@@ -35,10 +34,6 @@ LOG_NAME = "log.txt"
 
 class StageError(RuntimeError):
     """A stage failed, or its growth did; the same command tries it again."""
-
-
-class Interrupted(Exception):
-    """A signal came; the stage has saved."""
 
 
 def announcement(run: StagedRun) -> str:
@@ -69,7 +64,7 @@ def train_staged(run: StagedRun, command: Sequence[str], workers: int, say: Call
         Interrupted: a signal came.
         StageError: a stage or a growth failed.
     """
-    with _locked(run.directory), StopFlag() as stop:
+    with locked(run.directory, LOCK_NAME, "call"), StopFlag() as stop:
         for i in range(_newest(run), len(run.stages)):
             stage = run.stages[i]
             if i > 0 and _last_checkpoint(stage) is None:
@@ -125,14 +120,15 @@ def _train(run: StagedRun, stage: Stage, command: Sequence[str], stop: StopFlag)
     config = stage.directory / grow.CONFIG_FILE if stage.grow else run.ds_config
     arguments = ["--ds-config", str(config), *stage.overrides, *_stop_after(stage)]
     log = stage.directory / LOG_NAME
-    child_process.wait(log, sys.stdout, stop)
+    echo = child_process.Echo(log, sys.stdout)
+    child_process.wait(log, echo, stop)
     status = 0
     if _end(stage) is None and not stop():
-        status = child_process.run([*command, *arguments], log, sys.stdout, stop)
+        status = child_process.run([*command, *arguments], log, echo, stop)
     if _end(stage) is not None:
         return
     if stop() or status == 0:
-        raise Interrupted("stopped; the same command goes on where it was.")
+        raise Interrupted
     line = child_process.last_line(log)
     if status == 2:
         raise ConfigError(line)
@@ -202,15 +198,3 @@ def _until(stage: Stage) -> str:
     if stage.step is not None:
         return f"step {stage.step:,}"
     return f"{stage.tokens:,} tokens" if stage.tokens is not None else "the end of its plan"
-
-
-@contextlib.contextmanager
-def _locked(directory: Path) -> Iterator[None]:
-    """Hold the directory, which is made, against a second call."""
-    directory.mkdir(parents=True, exist_ok=True)
-    with (directory / LOCK_NAME).open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ConfigError(f"{directory} is in use by another call: wait for it, or take another.") from None
-        yield

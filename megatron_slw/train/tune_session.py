@@ -3,44 +3,17 @@
 from __future__ import annotations
 
 import shutil
-import signal
 from collections.abc import Sequence
 from pathlib import Path
-from types import FrameType
 
 from megatron_slw.slw.tuning import Choice, Probe, next_move
+from megatron_slw.train.child_process import StopFlag, locked
 from megatron_slw.train.tune_display import TuneDisplay
 from megatron_slw.train.tune_job import TuneJob
 from megatron_slw.train.tune_probe import probe_folder, run_probe
-from megatron_slw.train.tune_state import Result, load_results, locked, save_results, stability, write_json
+from megatron_slw.train.tune_state import LOCK_NAME, Result, load_results, save_results, stability, write_json
 
 CHOSEN_NAME = "ds_slw.json"
-
-
-class StopFlag:
-    """Notes SIGTERM, SIGUSR1 and Ctrl-C; a second Ctrl-C acts as without it. A context manager."""
-
-    def __init__(self) -> None:
-        self._received = False
-        self._previous: dict[int, object] = {}
-
-    def __call__(self) -> bool:
-        """Whether one came."""
-        return self._received
-
-    def __enter__(self) -> StopFlag:
-        for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
-            self._previous[number] = signal.signal(number, self._note)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)  # type: ignore[arg-type]
-
-    def _note(self, number: int, _: FrameType | None) -> None:
-        self._received = True
-        if number == signal.SIGINT:
-            signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def tune(
@@ -59,7 +32,7 @@ def tune(
         Interrupted: a signal came; the probe has saved.
         ProbeError: a probe failed.
     """
-    with locked(directory), StopFlag() as stop:
+    with locked(directory, LOCK_NAME, "tuner"), StopFlag() as stop:
         results = load_results(directory, job)
         save_results(directory, job, results)
         for result in results:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from megatron_slw.config.errors import ConfigError, show
 from megatron_slw.config.json_file import read_json
@@ -46,30 +44,6 @@ class Result:
 def stability(results: list[Result]) -> dict[Probe, bool]:
     """The results as the search wants them."""
     return {result.probe: result.stable for result in results}
-
-
-def try_lock(file: IO[Any]) -> bool:
-    """Lock an open file for its processes; False if others hold it.
-
-    Some clusters' file systems know no locks. There nothing is held, and the user must not start two.
-    """
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError:
-        return True
-    return True
-
-
-@contextlib.contextmanager
-def locked(directory: Path) -> Iterator[None]:
-    """Hold the directory, which is made, against a second tuner; ConfigError where there is one."""
-    directory.mkdir(parents=True, exist_ok=True)
-    with (directory / LOCK_NAME).open("w") as file:
-        if not try_lock(file):
-            raise ConfigError(f"{directory} is in use by another tuner: wait for it, or take another.")
-        yield
 
 
 def load_results(directory: Path, job: TuneJob) -> list[Result]:
