@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 
 
 def natural(text: str) -> int:
@@ -17,4 +18,15 @@ def positive(text: str) -> int:
     value = natural(text)
     if value == 0:
         raise argparse.ArgumentTypeError("0 is too few")
+    return value
+
+
+def share(text: str) -> float:
+    """A number from 0 to 1."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0.0 <= value <= 1.0:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a share from 0 to 1")
     return value

@@ -10,7 +10,7 @@ from fractions import Fraction
 from pathlib import Path
 
 from megatron_slw.checkpoint.load import Checkpoint
-from megatron_slw.config.argument_types import natural, positive
+from megatron_slw.config.argument_types import natural, positive, share
 from megatron_slw.growth.derive import Options
 from megatron_slw.growth.grow import Growth, plan_growth
 from megatron_slw.growth.sizes import Sizes, grown_sizes
@@ -100,7 +100,7 @@ def _common_parser(description: str) -> argparse.ArgumentParser:
         "nearly where --noise is given)",
     )  # fmt: skip
     parser.add_argument(
-        "--position", type=_share, metavar="SHARE",
+        "--position", type=share, metavar="SHARE",
         help="retarget: where in the schedule to go on, as a share of where the small model stands (default: that of "
         "arXiv 2203.06211 for the growth, 0.708 for depth 2, 0.563 for width 2, 0.407 for both; 1 stays)",
     )  # fmt: skip
@@ -168,10 +168,6 @@ def _factor(text: str) -> Fraction:
     if not 1 <= value <= 1024:
         raise argparse.ArgumentTypeError(f"{text} is not a factor from 1 to 1024: a model cannot shrink")
     return value
-
-
-def _share(text: str) -> float:
-    return _number(text, "a share from 0 to 1", 0.0, 1.0)
 
 
 def _noise(text: str) -> float:

@@ -8,6 +8,7 @@ from functools import partial
 from itertools import pairwise
 from typing import Any
 
+from megatron_slw.growth.planner.calibration import Calibrated
 from megatron_slw.growth.planner.inputs import Stage, describe, factors, is_extrapolated
 from megatron_slw.growth.planner.plan import PUBLISHED, Estimate, Interval
 from megatron_slw.growth.planner.points import Points
@@ -36,18 +37,24 @@ def _curve(stage: Stage) -> str:
     )
 
 
-def table(stages: Sequence[Stage], plans: Plans) -> str:
-    """The plans side by side, a row for each figure; what could not be had is a dash."""
+def table(stages: Sequence[Stage], plans: Plans, calibrated: Calibrated | None = None) -> str:
+    """The plans side by side, a row for each figure; what could not be had is a dash.
+
+    Args:
+        stages: of the plans.
+        plans: by what they are.
+        calibrated: is shown beside the position of its growth.
+    """
     if not any(plans.values()):
         return "There is no plan."
     rows = [["", *plans]]
-    for label, figure, number in _rows(stages):
+    for label, figure, number in _rows(stages, calibrated):
         rows.append([label, *("-" if plan is None else _cell(figure(plan), number) for plan in plans.values())])
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
 
 
-def _rows(stages: Sequence[Stage]) -> list[Row]:
+def _rows(stages: Sequence[Stage], calibrated: Calibrated | None) -> list[Row]:
     """Label, figure and form."""
     rows: list[Row] = []
     points = None
@@ -60,7 +67,7 @@ def _rows(stages: Sequence[Stage]) -> list[Row]:
             rows += [
                 ("  loss there", partial(_at, "losses", i), "{:.3f}".format),
                 ("  slope there", partial(_at, "slopes", i), "{:.4f}".format),
-                (_position_label(stage, stages[i + 1]), partial(_at, "positions", i), "{:.3f}".format),
+                (_position_label(stage, stages[i + 1], calibrated), partial(_at, "positions", i), "{:.3f}".format),
             ]
     return [
         *rows,
@@ -80,8 +87,10 @@ def _steps(points: Points | None, is_length: bool, value: float) -> str:
     return f"{value / points.tokens_per_step if is_length else points.step(value):,.0f}"
 
 
-def _position_label(small: Stage, large: Stage) -> str:
+def _position_label(small: Stage, large: Stage, calibrated: Calibrated | None) -> str:
     pair = factors(small, large)
+    if calibrated is not None and pair == calibrated.factors:
+        return f"  grow, --position (calibrated {calibrated.position.value:.3f})"
     found = PUBLISHED.get(pair) if pair is not None else None
     return "  grow, --position" + (f" (published {found.position})" if found is not None else "")
 

@@ -13,10 +13,11 @@ from pathlib import Path
 from megatron_slw.config.errors import ConfigError, show
 from megatron_slw.config.json_file import read_json
 from megatron_slw.config.schema import ModelConfig, RunConfig
+from megatron_slw.growth.planner.calibration import Calibrated
 from megatron_slw.growth.planner.fit import Fit, fit
 from megatron_slw.growth.planner.law import Law, kaplan
 from megatron_slw.growth.planner.plan import growth_slope
-from megatron_slw.growth.planner.points import Points, Reader, TooShort
+from megatron_slw.growth.planner.points import SHARE_LEFT_OUT, Points, Reader, TooShort
 from megatron_slw.report.reading import ReadingReport
 from megatron_slw.train.estimate import flops_per_token
 from megatron_slw.train.metrics import FILE_NAME, stream_metrics
@@ -87,7 +88,7 @@ def read_stages(runs: Sequence[str], law: Size | None, targets: Sequence[Size]) 
         raise ConfigError("a plan begins with a run or with --law SIZE: give one of them.")
     if len(runs) + len(targets) + (law is not None) < 2:
         raise ConfigError("a plan has two stages at least: give --target SIZE, or the run of a larger model.")
-    stages = [_measured(run) for run in runs]
+    stages = [measured_stage(run) for run in runs]
     if law is not None:
         stages.append(Stage(law, kaplan(law.parameters), ()))
     for size in targets:
@@ -104,7 +105,13 @@ def describe(stage: Stage) -> str:
     return f"{stage.name} ({size})" if stage.name else size
 
 
-def _measured(run: str) -> Stage:
+def measured_stage(run: str, left_out: float = SHARE_LEFT_OUT) -> Stage:
+    """A run directory, or its metrics.jsonl, with its curve; ConfigError where there is none yet.
+
+    Args:
+        run: the path.
+        left_out: see `Reader.points`.
+    """
     path = Path(run)
     path = path / FILE_NAME if path.is_dir() else path
     model = _model(path.with_name(CONFIG_NAME))
@@ -116,7 +123,7 @@ def _measured(run: str) -> Stage:
                     reader.take(record)
                 except ConfigError as error:
                     raise ConfigError(f"{path}: line {number} {error}") from None
-        points = reader.points()
+        points = reader.points(left_out)
     except OSError as error:
         raise ConfigError(f"{path} cannot be read: {error.strerror}. Give a run directory.") from None
     except TooShort as error:
@@ -168,10 +175,25 @@ def factors(small: Stage, large: Stage) -> tuple[float, float] | None:
     return large.size.layers / small.size.layers, large.size.hidden / small.size.hidden
 
 
-def default_slopes(stages: Sequence[Stage]) -> list[float | None]:
-    """The published slope of each growth; None, where it saves the most, where sizes are not known."""
+def default_slopes(stages: Sequence[Stage], calibrated: Calibrated | None = None) -> list[float | None]:
+    """The calibrated or the published slope of each growth; None, where it saves the most, where sizes are not known.
+
+    Raises:
+        ConfigError: the calibration is of none of these growths.
+    """
     pairs = [factors(small, large) for small, large in pairwise(stages)]
-    return [growth_slope(*pair) if pair is not None else None for pair in pairs]
+    if calibrated is not None and calibrated.factors not in pairs:
+        depth, width = calibrated.factors
+        raise ConfigError(
+            f"the calibration is of {depth:g} x depth and {width:g} x width, and no growth here is: calibrate the one "
+            "that is meant."
+        )
+    return [
+        None if pair is None
+        else calibrated.slope.value if calibrated is not None and pair == calibrated.factors
+        else growth_slope(*pair)
+        for pair in pairs
+    ]  # fmt: skip
 
 
 def check_slopes(slopes: Sequence[float], stop_slope: float | None, growths: int) -> None:

@@ -78,8 +78,11 @@ class Reader:
         except (KeyError, TypeError, ValueError) as error:
             raise ConfigError(f"is no metrics record: {error}") from None
 
-    def points(self) -> Points:
+    def points(self, left_out: float = SHARE_LEFT_OUT) -> Points:
         """What can be compared.
+
+        Args:
+            left_out: share of the tokens at the beginning that no law holds for.
 
         Raises:
             TooShort: with the reason.
@@ -97,7 +100,7 @@ class Reader:
             raise TooShort(f"the learning rate still rises at step {step[-1]:.0f}")
         first = max(first, highest)
         own = tokens - self._shift
-        begin = max(own[first], SHARE_LEFT_OUT * own[-1])
+        begin = max(own[first], left_out * own[-1])
         when, values = (np.array(column) for column in self._evaluations)
         keep = (when - self._shift > begin) & np.isfinite(values)
         kind, pairs = "validation", list(zip((when - self._shift)[keep].tolist(), values[keep].tolist(), strict=True))
