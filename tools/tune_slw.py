@@ -62,9 +62,8 @@ def parser() -> argparse.ArgumentParser:
     result = argparse.ArgumentParser(
         description=__doc__,
         epilog="Any setting of the file can be overridden, as for training: --optimizer.params.lr=1e-3",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+        formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False,
+    )  # fmt: skip
     add = result.add_argument
     add("--ds-config", required=True, metavar="FILE", help="the JSON file that describes the run")
     add("--output", required=True, metavar="DIR", help="where the tuning keeps its state, its probes and its result")
