@@ -158,7 +158,7 @@ def _train(
     if ended():
         return
     if stop():
-        raise Interrupted
+        raise Interrupted(child_process.STOPPED)
     line = child_process.last_line(log, began)
     if status == 2:
         raise ConfigError(line)

@@ -28,9 +28,6 @@ LOG_END = 1 << 16
 class Interrupted(Exception):
     """The tool was asked to stop; the trainer has saved and left."""
 
-    def __init__(self) -> None:
-        super().__init__(STOPPED)
-
 
 class StopFlag:
     """Notes SIGTERM, SIGUSR1 and Ctrl-C; a second Ctrl-C acts as without it. A context manager."""

@@ -128,7 +128,7 @@ def _train(run: StagedRun, stage: Stage, command: Sequence[str], stop: StopFlag)
     if _end(stage) is not None:
         return
     if stop() or status == 0:
-        raise Interrupted
+        raise Interrupted(child_process.STOPPED)
     line = child_process.last_line(log)
     if status == 2:
         raise ConfigError(line)

@@ -83,7 +83,7 @@ def run_probe(
 
     child_process.wait(log, read, stopping)  # the probe of a tuner that was killed still runs
     if child_process.is_running(log):
-        raise Interrupted
+        raise Interrupted(child_process.STOPPED)
     result = _result(job, probe, run, log)
     if result is not None:
         return result
@@ -95,7 +95,7 @@ def run_probe(
     if result is not None:
         return result
     if stopping():
-        raise Interrupted
+        raise Interrupted(child_process.STOPPED)
     raise _failure(status, log, began)
 
 
