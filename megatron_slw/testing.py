@@ -168,6 +168,7 @@ def tiny_config(folder: Path | str, **changes: Any) -> RunConfig:
             "attention_dropout": 0.0,
         },
         "parallel": {},
+        "ops": {},
         "data": {"path": f"{folder}/data"},
         "training": {"train_steps": 12, "lr_decay_style": "constant"},
         "evaluation": {"interval": 0, "samples": 8},

@@ -72,16 +72,14 @@ def held_out_figures(checkpoint: Path, dataset: Path, texts: Sequence[str]) -> d
 def write_samples(checkpoint: Path, dataset: Path, prompts: Sequence[str]) -> list[str]:
     """One text for each prompt, prompt included: temperature 0.8, top-k 50."""
     from megatron_slw.checkpoint.inference import load_model
-    from megatron_slw.evaluation.generate import Sampling, generate_text
+    from megatron_slw.evaluation.generate import writer_of
+    from megatron_slw.evaluation.sampling import Sampling
     from megatron_slw.evaluation.text import dataset_tokenizer
 
     loaded = load_model(checkpoint, verify=False)
     tokenizer = dataset_tokenizer(dataset)
-    sampling = Sampling(temperature=0.8, top_k=50, seed=1)
-    return [
-        prompt + generate_text(loaded.model, loaded.config.model, tokenizer, prompt, SAMPLE_TOKENS, sampling)
-        for prompt in prompts
-    ]
+    writer, sampling = writer_of(loaded, tokenizer), Sampling(temperature=0.8, top_k=50, seed=1)
+    return [prompt + writer.write([prompt], SAMPLE_TOKENS, sampling)[0] for prompt in prompts]
 
 
 def first_words(text: str, words: int = 4, characters: int = 40) -> str:

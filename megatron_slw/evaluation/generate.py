@@ -1,119 +1,159 @@
-"""Text from a model: one token at a time, the whole window computed again for each."""
+"""Text from a model: prompts in, text out as it is written."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
 
 import torch
-from torch import Tensor, nn
 
-from megatron_slw.config.schema import ModelConfig
+from megatron_slw.checkpoint import inference
+from megatron_slw.config.errors import ConfigError
+from megatron_slw.config.schema import DataConfig, ModelConfig
+from megatron_slw.data.dataset_tokenizer import dataset_tokenizer
 from megatron_slw.data.tokenizer import Tokenizer
+from megatron_slw.evaluation.decoding import Decoder, context_start, decoder_of, stream_batch
+from megatron_slw.evaluation.sampling import Sampling
+
+REPLACEMENT = "\ufffd"
+UNCERTAIN = 3
+"""Bytes of an unfinished UTF-8 character, at most; each may show as a replacement character."""
+
+
+class TextStream:
+    """Turns tokens into text as they come; what may still change with the next token is held back.
+
+    The pieces together are what the tokenizer makes of all tokens at once. Tokens are decoded with those of the piece
+    before: SentencePiece drops the space in front of what it takes for the beginning.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, before: Sequence[int] = ()) -> None:
+        """Begin after the tokens `before`, whose text is complete."""
+        self._tokenizer = tokenizer
+        self._before, self._ids = list(before), list[int]()
+        self._given = 0
+
+    def push(self, token: int) -> str:
+        """The text that is certain now and was not before."""
+        self._ids.append(token)
+        text = self._text()
+        whole = text.rstrip(REPLACEMENT)
+        certain = max(len(whole), len(text) - UNCERTAIN)
+        piece = text[self._given : certain]
+        self._given = max(certain, self._given)
+        if len(whole) == len(text):
+            self._before, self._ids, self._given = self._ids, [], 0
+        return piece
+
+    def end(self) -> str:
+        """The rest; bytes that are no character are U+FFFD."""
+        piece = self._text()[self._given :]
+        self._before, self._ids, self._given = [], [], 0
+        return piece
+
+    def _text(self) -> str:
+        skip = len(self._tokenizer.decode(self._before)) if self._before else 0
+        return self._tokenizer.decode(self._before + self._ids)[skip:]
 
 
 @dataclass(frozen=True)
-class Sampling:
-    """How the next token is drawn.
+class Writer:
+    """A model with its tokenizer, ready to write.
 
     Raises:
-        ValueError: a setting is out of range.
+        ConfigError: the tokenizer is not the model's.
     """
 
-    temperature: float = 1.0
-    """Logits are divided by it; 0 takes the most probable token."""
-    top_k: int | None = None
-    """Draw from this many most probable tokens only."""
-    top_p: float | None = None
-    """Draw from the fewest most probable tokens that together have at least this probability."""
-    seed: int = 0
+    decoder: Decoder
+    model: ModelConfig
+    data: DataConfig
+    tokenizer: Tokenizer
 
     def __post_init__(self) -> None:
-        if not 0 <= self.temperature < float("inf"):
-            raise ValueError(f"temperature {self.temperature} must be 0 or more")
-        if self.top_k is not None and self.top_k < 1:
-            raise ValueError(f"top_k {self.top_k} must be 1 or more")
-        if self.top_p is not None and not 0 < self.top_p <= 1:
-            raise ValueError(f"top_p {self.top_p} must be above 0 and at most 1")
+        known, size = self.model.vocab_size or 0, self.tokenizer.info.vocab_size
+        if size > known:
+            raise ConfigError(
+                f"the tokenizer has {size} ids, but the model knows {known}: it is another one's. Give --dataset with "
+                "a dataset that the model was trained on."
+            )
+
+    def prompt_ids(self, prompt: str) -> list[int]:
+        """The tokens that the model sees: as in training, a text stands after the end of the document before.
+
+        A model that saw each document for itself saw no token before its first.
+
+        Raises:
+            ConfigError: there is no prompt, and the tokenizer has no token to begin after.
+        """
+        eod = self.tokenizer.info.eod_id
+        ids = self.tokenizer.encode_batch([prompt])[0]
+        before = [] if eod is None or (ids and self.data.track_documents) else [eod]
+        if not before + ids:
+            raise ConfigError("a text from nothing needs a tokenizer with an end-of-document token. Give a prompt.")
+        return before + ids
+
+    def unseen(self, prompt: str) -> int:
+        """Tokens at the beginning of a prompt that is longer than the model's full length, which it does not see."""
+        return context_start(len(self.prompt_ids(prompt)), self.model.seq_length)
+
+    def stream(self, prompts: Sequence[str], tokens: int, sampling: Sampling) -> Iterator[tuple[int, str]]:
+        """Yield (prompt's number, piece of text) as they are written; at most `tokens` tokens each, to the end of the
+        document.
+        """
+        ids = [self.prompt_ids(prompt) for prompt in prompts]
+        eod = self.tokenizer.info.eod_id
+        texts = [TextStream(self.tokenizer, [token for token in row[-1:] if token != eod]) for row in ids]
+        steps = stream_batch(
+            self.decoder, ids, vocab_size=self.tokenizer.info.vocab_size, length=self.model.seq_length, tokens=tokens,
+            sampling=sampling, stop_id=eod,
+        )  # fmt: skip
+        for step in steps:
+            for row, token in step.items():
+                if piece := texts[row].push(token):
+                    yield row, piece
+        for row, text in enumerate(texts):
+            if piece := text.end():
+                yield row, piece
+
+    def write(self, prompts: Sequence[str], tokens: int, sampling: Sampling) -> list[str]:
+        """The same, whole."""
+        found = [""] * len(prompts)
+        for row, piece in self.stream(prompts, tokens, sampling):
+            found[row] += piece
+        return found
 
 
-def next_token_probabilities(logits_V: Tensor, sampling: Sampling) -> Tensor:
-    """The distribution that the next token is drawn from, (V,) fp32; temperature, then top-k, then top-p."""
-    logits = logits_V.float()
-    if sampling.temperature == 0:
-        return torch.zeros_like(logits).index_fill_(0, logits.argmax(), 1.0)
-    # The largest logit goes first, else a small temperature overflows.
-    probabilities = torch.softmax((logits - logits.max()) / sampling.temperature, dim=0)
-    if sampling.top_k is not None and sampling.top_k < len(probabilities):
-        kept = probabilities.topk(sampling.top_k).indices
-        probabilities = torch.zeros_like(probabilities).index_copy_(0, kept, probabilities[kept])
-        probabilities /= probabilities.sum()
-    if sampling.top_p is not None:
-        ordered, order = probabilities.sort(descending=True, stable=True)
-        before = ordered.cumsum(0) - ordered
-        ordered = ordered.masked_fill(before >= sampling.top_p, 0.0)
-        probabilities = torch.zeros_like(probabilities).index_copy_(0, order, ordered)
-        probabilities /= probabilities.sum()
-    return probabilities
+def writer_of(loaded: inference.LoadedModel, tokenizer: Tokenizer, cached: bool = True) -> Writer:
+    """A loaded model that writes, with a KV cache or without."""
+    return Writer(decoder_of(loaded.model, cached), loaded.config.model, loaded.config.data, tokenizer)
 
 
-@torch.no_grad()
-def stream_tokens(
-    model: nn.Module,
-    prompt: Sequence[int],
-    *,
-    vocab_size: int,
-    length: int,
-    sampling: Sampling,
-    stop_id: int | None = None,
-) -> Iterator[int]:
-    """Yield the tokens that follow `prompt`, without end, or up to `stop_id`, which is not given.
-
-    Once the text is longer than the model's full length, the last `length` tokens are its context. Equal
-    arguments give equal tokens; no global random state is read or changed.
+def load_writer(load: str, dataset: str | None, tokenizer_dir: str | None, device: str, cached: bool) -> Writer:
+    """A checkpoint of any layout that writes, in fp32.
 
     Args:
-        model: token ids (B, T) to logits (B, T, V), in the mode it is in; call `model.eval()` first.
-        prompt: ids in [0, vocab_size), at least one. For a text from nothing, the id that ends documents.
-        vocab_size: ids the model knows; the padding columns from there on are never drawn.
-        length: the model's full length N.
+        load: the checkpoint.
+        dataset: whose sidecar names the tokenizer; None is the checkpoint's data.path.
+        tokenizer_dir: folder of the tokenizer's file; None is beside the dataset.
+        device: cpu or cuda.
+        cached: with a KV cache.
 
     Raises:
-        ValueError: the prompt is empty or has an unknown id.
+        ConfigError: checkpoint, tokenizer or device are not there.
     """
-    ids = list(prompt)
-    if not ids or not 0 <= min(ids) <= max(ids) < vocab_size:
-        raise ValueError(f"a prompt needs at least one token id, each in [0, {vocab_size}), not {ids[:8]}")
-    device = next(model.parameters()).device
-    generator = torch.Generator().manual_seed(sampling.seed)
-    while True:
-        context_BT = torch.tensor([ids[-length:]], device=device)
-        logits_V = model(context_BT)[0, -1, :vocab_size].cpu()
-        probabilities = next_token_probabilities(logits_V, sampling)
-        token = int(torch.multinomial(probabilities, 1, generator=generator))
-        if token == stop_id:
-            return
-        ids.append(token)
-        yield token
+    if device.partition(":")[0] not in ("cpu", "cuda") or (device != "cpu" and not torch.cuda.is_available()):
+        raise ConfigError(f"--device {device} is not there. Use cpu, or cuda on a machine with a GPU.")
+    loaded = inference.load_model(load, device)
+    return writer_of(loaded, dataset_tokenizer(dataset or loaded.config.data.corpora[0].prefix, tokenizer_dir), cached)
 
 
-def generate_text(
-    model: nn.Module, config: ModelConfig, tokenizer: Tokenizer, prompt: str, tokens: int, sampling: Sampling
-) -> str:
-    """What the model writes after `prompt`: at most `tokens` tokens, up to the end of the document.
-
-    The prompt stands at the beginning of a document, as after the end-of-document token in training. A
-    character that was cut in the middle of its bytes becomes U+FFFD.
-
-    Raises:
-        ValueError: there is no prompt and the tokenizer has no end-of-document token to begin after.
-    """
-    if config.vocab_size is None:
-        raise ValueError("generation needs model.vocab_size: fill it from the dataset first")
-    eod = tokenizer.info.eod_id
-    ids = ([] if eod is None else [eod]) + tokenizer.encode_batch([prompt])[0]
-    stream = stream_tokens(
-        model, ids, vocab_size=config.vocab_size, length=config.seq_length, sampling=sampling, stop_id=eod
-    )
-    return tokenizer.decode(list(islice(stream, tokens)))
+def samplings_of(
+    temperature: float, top_k: int | None, top_p: float | None, seed: int, samples: int, tokens: int
+) -> list[Sampling]:
+    """The settings of each of `samples` texts, with seeds that count up; ConfigError where one is out of range."""
+    if samples < 1 or tokens < 1 or seed < 0:
+        raise ConfigError(f"--samples {samples} and --tokens {tokens} must be 1 or more, and --seed {seed} 0 or more.")
+    try:
+        return [Sampling(temperature, top_k, top_p, seed + number) for number in range(samples)]
+    except ValueError as error:
+        raise ConfigError(f"{error}.") from None

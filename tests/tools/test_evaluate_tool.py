@@ -18,7 +18,7 @@ from megatron_slw.model.gpt import GPT
 from megatron_slw.parallel.groups import one_process_groups
 from megatron_slw.progress import Progress
 from megatron_slw.testing import tiny_config
-from tools import evaluate, generate
+from tools import evaluate
 
 TEXTS = ["def f(x):\n    return x\n", "é import os", "class A: pass"]
 
@@ -62,17 +62,6 @@ def test_figures_for_people(data: Path, capsys: Capture) -> None:
     assert float(lines["bits_per_byte"]) > 1
 
 
-def test_text_from_a_prompt(data: Path, capsys: Capture) -> None:
-    arguments = ["--load", "any", "--prompt", "def é", "--tokens", "5", "--samples", "2"]
-    assert generate.main(arguments) == 0
-    first = capsys.readouterr().out
-    assert first.count("def é") == 2
-    assert generate.main(arguments) == 0
-    assert capsys.readouterr().out == first
-    assert generate.main([*arguments, "--seed", "5"]) == 0
-    assert capsys.readouterr().out != first
-
-
 @pytest.mark.parametrize(
     ("tool", "flags", "message"),
     [
@@ -80,8 +69,6 @@ def test_text_from_a_prompt(data: Path, capsys: Capture) -> None:
         (evaluate.main, ["--data", "none.jsonl"], "does not exist"),
         (evaluate.main, ["--data", "DATA", "--json-key", "body"], 'no key "body"'),
         (evaluate.main, ["--data", "DATA", "--dataset", "none"], "--dataset"),
-        (generate.main, ["--temperature", "-1"], "temperature -1.0"),
-        (generate.main, ["--tokenizer-dir", "/none"], "--tokenizer-dir"),
     ],
 )
 def test_refusals_are_one_line_and_status_2(
