@@ -1,4 +1,4 @@
-"""The picture of one run: loss, sequence length and learning rate, against steps and against tokens.
+"""The picture of one run, grown on the way or not: loss, sequence length and learning rate, by steps and by tokens.
 
 Two columns, because a length warmup trains few tokens in many steps: what looks slow against steps is cheap
 against tokens. Told apart by line and marker, not by colour, so that it prints in black and white.
@@ -26,20 +26,33 @@ MAX_POINTS = 2000  # more than a picture has columns of pixels
 FEW_STEPS = 50
 """Up to here single steps are dots: a line through one of them is not seen."""
 INK, GREY = "#1a1a1a", "#b4b4b4"
+RESUMED, GROWN = (0, (1, 3)), "solid"
+"""Lines that mark a resume and a growth."""
 
 
-def draw_run(run_dir: str | Path, out_png: str | Path) -> None:
-    """Draw the run whose metrics.jsonl lies in `run_dir` into the file `out_png`, making its directory.
+def draw_run(run_dirs: Sequence[str | Path], out_png: str | Path) -> None:
+    """Draw a run into the file `out_png`, making its directory.
+
+    Args:
+        run_dirs: where its metrics.jsonl lie, one for each stage between growths, whose clock goes on.
+        out_png: the picture.
 
     Raises:
-        ConfigError: there is no metrics.jsonl, it is damaged, or no step is in it yet.
+        ConfigError: there is no metrics.jsonl, it is damaged, no step is in it yet, or stages overlap.
     """
-    path = Path(run_dir) / FILE_NAME
-    if not path.is_file():
-        raise ConfigError(f"{path} does not exist: give the run directory, as in logging.directory")
-    steps, evaluations = read_metrics(path)
-    if not steps:
-        raise ConfigError(f"{path} has no step yet: draw it once the run has trained one")
+    steps: list[Record] = []
+    evaluations: list[Record] = []
+    for folder in run_dirs:
+        path = Path(folder) / FILE_NAME
+        if not path.is_file():
+            raise ConfigError(f"{path} does not exist: give the run directory, as in logging.directory")
+        found, evaluated = read_metrics(path)
+        if not found:
+            raise ConfigError(f"{path} has no step yet: draw it once the run has trained one")
+        if steps and found[0]["step"] <= steps[-1]["step"]:
+            raise ConfigError(f"{path} begins at step {found[0]['step']}, before {run_dirs[0]} ends: not its growth")
+        steps += found
+        evaluations += evaluated
     figure = run_figure(steps, evaluations)
     Path(out_png).parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(out_png, dpi=120)
@@ -60,12 +73,14 @@ def run_figure(steps: Sequence[Record], evaluations: Sequence[Record]) -> Figure
         for axis in axes[:, column]:
             for record in steps:
                 if record.get("resumed"):
-                    axis.axvline(record[clock], color=INK, linewidth=0.9, linestyle=(0, (1, 3)))
+                    axis.axvline(record[clock], color=INK, linewidth=0.9, linestyle=RESUMED)
+                if "grown_from" in record:
+                    axis.axvline(record[clock], color=INK, linewidth=0.9, linestyle=GROWN)
             axis.grid(color="#e6e6e6", linewidth=0.6)
             axis.spines[["top", "right"]].set_visible(False)
         axes[2, column].set_xlim(0, position[-1])
         axes[2, column].xaxis.set_major_locator(MaxNLocator(6, integer=True))
-    _label(axes, any(record.get("resumed") for record in steps), _column(steps, "tokens")[-1])
+    _label(axes, steps)
     figure.suptitle(finding(steps, evaluations), fontsize=13, x=0.01, horizontalalignment="left")
     return figure
 
@@ -129,7 +144,8 @@ def _draw_length(axis: Axes, position: Floats, length: Floats) -> None:
     axis.set_ylim(0, 1.12 * float(length.max()))
 
 
-def _label(axes: NDArray[Any], resumed: bool, tokens: float) -> None:
+def _label(axes: NDArray[Any], steps: Sequence[Record]) -> None:
+    tokens = steps[-1]["tokens"]
     axes[0, 0].set_ylabel("loss (nats per token)")
     axes[1, 0].set_ylabel("sequence length\n(tokens)")
     axes[2, 0].set_ylabel("learning rate")
@@ -140,8 +156,12 @@ def _label(axes: NDArray[Any], resumed: bool, tokens: float) -> None:
     size, unit = next(((s, u) for s, u in ((1e9, "billions"), (1e6, "millions")) if tokens >= s), (1.0, ""))
     axes[2, 1].set_xlabel(f"tokens trained ({unit})" if unit else "tokens trained")
     axes[2, 1].xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value / size:,.4g}"))
-    if resumed:
-        axes[0, 0].plot([], [], color=INK, linewidth=0.9, linestyle=(0, (1, 3)), label="resumed")
+    if any(record.get("resumed") for record in steps):
+        axes[0, 0].plot([], [], color=INK, linewidth=0.9, linestyle=RESUMED, label="resumed")
+    grown = [record["grown_from"] for record in steps if "grown_from" in record]
+    if grown:
+        label = f"grown from {grown[0]}" if len(grown) == 1 else "grown"
+        axes[0, 0].plot([], [], color=INK, linewidth=0.9, linestyle=GROWN, label=label)
     axes[0, 0].legend(frameon=False, fontsize=9, loc="upper right")
 
 

@@ -73,7 +73,7 @@ def train(job: Job, stop_after: int | None = None) -> Progress:
     """
     config, progress, stability, pacing = job.config, job.start, job.stability, job.pacing
     curriculum = resolve_schedules(config, plan_of).curriculum
-    with _output(job) as output, StopRequest(job.engine.groups) as stop:
+    with _output(job, stop_after) as output, StopRequest(job.engine.groups) as stop:
         output.note(_greeting(job))
         for warning in warnings(config):
             output.note(f"warning: {warning}")
@@ -108,8 +108,8 @@ def train(job: Job, stop_after: int | None = None) -> Progress:
     return progress
 
 
-def _output(job: Job) -> Output:
-    return Output(job.config, job.plan, job.start, job.growth, job.engine.groups)
+def _output(job: Job, stop_after: int | None) -> Output:
+    return Output(job.config, job.plan, job.start, job.growth, job.engine.groups, stop_after)
 
 
 def _greeting(job: Job) -> str:

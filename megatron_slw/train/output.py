@@ -24,9 +24,23 @@ class Output:
     """Takes in what rank 0 has to report; nothing happens on the other ranks. A context manager."""
 
     def __init__(
-        self, config: RunConfig, plan: Plan, start: Progress, growth: GrowthRecord | None, groups: Groups
+        self,
+        config: RunConfig,
+        plan: Plan,
+        start: Progress,
+        growth: GrowthRecord | None,
+        groups: Groups,
+        stop_after: int | None = None,
     ) -> None:
         """Open everything. Collective: what fails on rank 0 ends all ranks.
+
+        Args:
+            config: of the run.
+            plan: its steps.
+            start: what was trained before.
+            growth: what the model grew by.
+            groups: the ranks.
+            stop_after: the step of the plan to which bar and time left are reckoned; None is its last.
 
         Raises:
             ConfigError: a logger cannot be opened.
@@ -39,7 +53,7 @@ class Output:
         fault: Exception | None = None
         if groups.rank == 0:
             try:
-                self._open(config, plan, start, growth)
+                self._open(config, plan, start, growth, stop_after)
             except Exception as error:
                 self._stack.close()
                 fault = error
@@ -50,9 +64,11 @@ class Output:
             if self._sinks:
                 self._sinks.append(self.growth_point)
 
-    def _open(self, config: RunConfig, plan: Plan, start: Progress, growth: GrowthRecord | None) -> None:
+    def _open(
+        self, config: RunConfig, plan: Plan, start: Progress, growth: GrowthRecord | None, stop_after: int | None
+    ) -> None:
         enter, logging = self._stack.enter_context, config.logging
-        self.display = enter(ProgressDisplay(plan, start, logging.interval))
+        self.display = enter(ProgressDisplay(plan, start, logging.interval, stop_after=stop_after))
         loggers = enter(open_loggers(config, start, self.display.note))
         writer = MetricsWriter(logging.directory, start, grown_from(growth, start), loggers)
         self._sinks = [enter(writer), self.display]

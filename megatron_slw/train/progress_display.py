@@ -89,7 +89,14 @@ class ProgressDisplay:
     most; elsewhere a line is printed for every `interval`-th step and the last.
     """
 
-    def __init__(self, plan: Plan, start: Progress, interval: int = 1, stream: TextIO | None = None) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        start: Progress,
+        interval: int = 1,
+        stream: TextIO | None = None,
+        stop_after: int | None = None,
+    ) -> None:
         """Show nothing yet.
 
         Args:
@@ -97,10 +104,12 @@ class ProgressDisplay:
             start: what was trained before the first step to be shown.
             interval: steps between lines, where `stream` is not a terminal.
             stream: where to; None is the standard output.
+            stop_after: step of the plan to which bar and time left are reckoned; None is its last.
         """
         self._stream = sys.stdout if stream is None else stream
-        self._plan, self._interval = plan, interval
-        self._speed = Speed(plan.tokens_trained, start.tokens)
+        self._interval, self._stop_after = interval, stop_after
+        self._steps, tokens = self._end(plan)
+        self._speed = Speed(tokens, start.tokens)
         self._drawn = -math.inf
         self._bar: RichProgress | None = None
         # Not Console.is_terminal: FORCE_COLOR, which many CI systems set, would make it draw bars into log
@@ -110,20 +119,19 @@ class ProgressDisplay:
             # No refresh thread: it would take time from the training on small machines.
             columns = (BarColumn(bar_width=None), TextColumn(" {task.description}"))
             self._bar = RichProgress(*columns, console=console, auto_refresh=False, expand=True)
-            self._task = self._bar.add_task("", total=plan.tokens_trained, completed=start.tokens)
+            self._task = self._bar.add_task("", total=tokens, completed=start.tokens)
             self._bar.start()
 
     def replan(self, plan: Plan) -> None:
         """Take in another plan: a loss_adaptive schedule has decided."""
-        self._plan = plan
-        self._speed.total_tokens = plan.tokens_trained
+        self._steps, self._speed.total_tokens = self._end(plan)
         if self._bar is not None:
-            self._bar.update(self._task, total=plan.tokens_trained)
+            self._bar.update(self._task, total=self._speed.total_tokens)
 
     def step(self, metrics: StepMetrics) -> None:
         """Take in one step, and show it if it is due."""
         self._speed.update(metrics.step_time_s, metrics.tokens)
-        total = self._plan.total_steps
+        total = self._steps
         last = metrics.step == total
         if self._bar is not None:
             due = last or time.monotonic() - self._drawn >= REFRESH_S
@@ -136,7 +144,7 @@ class ProgressDisplay:
 
     def evaluation(self, progress: Progress, val_loss: float) -> None:
         """Show a validation loss."""
-        self.note(f"step {progress.step}/{self._plan.total_steps} | validation loss {val_loss:.4f}")
+        self.note(f"step {progress.step}/{self._steps} | validation loss {val_loss:.4f}")
 
     def note(self, text: str) -> None:
         """Print a line, above the bar if there is one."""
@@ -149,6 +157,12 @@ class ProgressDisplay:
         """Leave the terminal as it was found; the bar stays where it got to."""
         if self._bar is not None:
             self._bar.stop()
+
+    def _end(self, plan: Plan) -> tuple[int, int]:
+        """The step that is trained to, and the tokens trained by then."""
+        if self._stop_after is None or self._stop_after >= plan.total_steps:
+            return plan.total_steps, plan.tokens_trained
+        return self._stop_after, plan.progress_at(self._stop_after).tokens
 
     def __enter__(self) -> ProgressDisplay:
         return self

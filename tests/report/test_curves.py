@@ -98,6 +98,19 @@ def test_a_resume_is_marked_in_every_panel(resumed_at: int | None) -> None:
     assert ("resumed" in legend) == (resumed_at is not None)
 
 
+def test_a_growth_is_marked_in_every_panel_and_told_from_a_resume() -> None:
+    steps, evaluations = history(resumed_at=100)
+    steps[250]["grown_from"] = "2 layers x 96 at step 250"
+    figure = run_figure(steps, evaluations)
+    axes: list[Any] = list(figure.axes)
+    for axis, at in zip(axes, 3 * [steps[250]["step"], steps[250]["tokens"]], strict=True):
+        (mark,) = [x for x in axis.lines if set(x.get_xdata()) == {at}]
+        resumed = [x for x in axis.lines if len(set(x.get_xdata())) == 1 and x is not mark]
+        assert mark.get_linestyle() == "-" and [x.get_linestyle() != "-" for x in resumed] == [True]
+    legend = [text.get_text() for text in axes[0].get_legend().get_texts()]
+    assert "grown from 2 layers x 96 at step 250" in legend and "resumed" in legend
+
+
 def test_the_title_says_the_finding() -> None:
     steps, evaluations = history()
     assert finding(steps, evaluations) == (
@@ -136,7 +149,7 @@ def test_a_file_is_drawn(tmp_path: Path, count: int) -> None:
         for step in range(1, count + 1):
             writer.step(StepMetrics(step, 8 * step, step, 8, 5.0 / step, 1e-3, 0.5, 0.1, 80.0, None))
             writer.evaluation(Progress(step, step, 8 * step), 5.5 / step)
-    draw_run(tmp_path, tmp_path / "pictures" / "report.png")
+    draw_run([tmp_path], tmp_path / "pictures" / "report.png")
     pixels = imread(tmp_path / "pictures" / "report.png")
     assert pixels.shape[:2] == (900, 1320)
     assert pixels[..., :3].min() < 0.2 and pixels[..., :3].mean() > 0.9, "dark ink on a light page"
@@ -150,7 +163,20 @@ def test_a_directory_without_a_run_is_a_sentence(tmp_path: Path, text: str | Non
     if text is not None:
         (tmp_path / "metrics.jsonl").write_text(text)
     with pytest.raises(ConfigError, match=word):
-        draw_run(tmp_path, tmp_path / "report.png")
+        draw_run([tmp_path], tmp_path / "report.png")
+
+
+def test_stages_between_growths_are_one_curve(tmp_path: Path) -> None:
+    for folder, first in (("small", 1), ("grown", 4)):
+        start = Progress(first - 1, first - 1, 8 * (first - 1))
+        grown = {"grown_from": "1 layers x 8 at step 3"} if first > 1 else None
+        with MetricsWriter(tmp_path / folder, start, grown=grown) as writer:
+            for step in range(first, first + 3):
+                writer.step(StepMetrics(step, 8 * step, step, 8, 5.0 / step, 1e-3, 0.5, 0.1, 80.0, None))
+    draw_run([tmp_path / "small", tmp_path / "grown"], tmp_path / "report.png")
+    assert (tmp_path / "report.png").is_file()
+    with pytest.raises(ConfigError, match="begins at step 1"):
+        draw_run([tmp_path / "grown", tmp_path / "small"], tmp_path / "report.png")
 
 
 def test_neither_torch_nor_pyplot_is_imported() -> None:

@@ -74,6 +74,22 @@ def test_lines_at_the_interval_and_the_last_step() -> None:
     assert lines[-1].endswith("| 0:00 left")
 
 
+def test_a_run_that_stops_earlier_is_shown_to_its_stop() -> None:
+    stream = io.StringIO()
+    with ProgressDisplay(PLAN, Progress(), interval=4, stream=stream, stop_after=6) as display:
+        for step in range(1, 7):
+            display.step(metrics(step))
+        display.replan(PLAN)
+        display.evaluation(PLAN.progress_at(6), 4.25)
+    lines = stream.getvalue().splitlines()
+    assert [line.split(" | ")[0] for line in lines] == ["step 4/6", "step 6/6", "step 6/6"]
+    assert lines[1].endswith("| 0:00 left") and not lines[0].endswith("| 0:00 left")
+    beyond = io.StringIO()
+    with ProgressDisplay(PLAN, Progress(), stream=beyond, stop_after=600) as display:
+        display.step(metrics(1))
+    assert beyond.getvalue().startswith("step 1/10 ")
+
+
 def test_the_ratio_shown_is_the_one_measured() -> None:
     """The display reckoned its own, which began anew with each resume."""
     stream = io.StringIO()
