@@ -56,12 +56,18 @@ def figures_table(summary: Mapping[str, Any]) -> Table:
     against = "below" if summary["below_gzip"] else "NOT below"
     text = summary["corpus"]
     difference = f"{100 * (ours / gzip - 1):+.1f} %"
+    before, after = summary["loss_before"], summary["loss_after"]
+    saved = 100 * (1 - summary["flops"] / summary["flops_without_growth"])
+    verified = "no" if before is None else f"loss before {before:.5f}, after {after:.5f}"
     rows = {
         "held-out text": f"{ours:.3f} bits/byte, {against} gzip -9: {gzip:.3f} ({difference})",
         "unigram bytes": f"{summary['unigram_bits_per_byte']:.3f} bits/byte",
         "corpus": f"{text['documents']:,} documents, {text['held_out']} of them held out",
-        "model": f"{count_text(summary['parameters'])} parameters",
+        "small model": f"{summary['small']}, {count_text(summary['small_parameters'])} parameters",
+        "grown": f"at step {summary['grown_at_step']:,} to {summary['large']}, {count_text(summary['parameters'])}",
+        "verified": verified,
         "trained": f"{count_text(summary['tokens'])} tokens in {summary['steps']:,} steps",
+        "compute": f"{summary['flops'] / 1e12:.1f} TFLOP, {saved:.0f} % less than with {summary['large']} throughout",
         "speed": f"{summary['tokens_per_s']:,.0f} tokens/s",
         "time": f"{duration_text(summary['wall_s'])}, of it {duration_text(summary['train_s'])} training",
         **{name: str(path) for name, path in summary["files"].items()},

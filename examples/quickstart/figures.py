@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,19 +18,39 @@ SAMPLE_TOKENS = 80
 SAMPLE_PROMPTS = ("def get_path(self, name", "class ParseError(", "    def __init__(self")
 
 
-def training_figures(metrics: Path) -> dict[str, Any]:
-    """Steps, tokens, speed and losses of a finished run."""
+def training_figures(metrics: Path, tokens_before: int = 0) -> dict[str, Any]:
+    """Steps, tokens, speed and losses of a finished stage of a run.
+
+    Args:
+        metrics: its metrics.jsonl.
+        tokens_before: trained before it began; its speed is that of the others.
+    """
     steps, evaluations = read_metrics(metrics)
     seconds = sum(record["step_time_s"] for record in steps)
-    resumed = [record["step"] - 1 for record in steps if record.get("resumed")]
     return {
         "steps": len(steps),
         "tokens": steps[-1]["tokens"],
-        "tokens_per_s": round(steps[-1]["tokens"] / seconds, 1),
+        "tokens_before": tokens_before,
+        "tokens_per_s": round((steps[-1]["tokens"] - tokens_before) / seconds, 1),
         "train_s": round(seconds, 1),
-        "resumed_at_step": resumed[0] if resumed else None,
-        "resumed_at_steps": resumed,
+        "resumed_at_steps": [record["step"] - 1 for record in steps if record.get("resumed")],
         "val_loss": evaluations[-1]["val_loss"] if evaluations else None,
+        "flops": steps[-1]["flops"],
+    }
+
+
+def whole_run(small: Mapping[str, Any], grown: Mapping[str, Any], growth: Mapping[str, Any]) -> dict[str, Any]:
+    """The figures of both stages together, from those of each; `growth` has what the grown one's count began with."""
+    seconds = small["train_s"] + grown["train_s"]
+    return {
+        "steps": small["steps"] + grown["steps"],
+        "tokens": grown["tokens"],
+        "tokens_per_s": round(grown["tokens"] / seconds, 1),
+        "train_s": round(seconds, 1),
+        "resumed_at_steps": small["resumed_at_steps"] + grown["resumed_at_steps"],
+        "val_loss": grown["val_loss"],
+        "flops": small["flops"] + grown["flops"] - growth["flops_before"],
+        "flops_without_growth": grown["flops"],
     }
 
 

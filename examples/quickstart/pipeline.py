@@ -1,9 +1,10 @@
-"""The six steps of the quickstart, and the line that each prints."""
+"""The eight steps of the quickstart, and the line that each prints."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import shlex
 import subprocess
 import sys
 import time
@@ -16,7 +17,9 @@ from typing import Any
 import corpus
 import figures
 from closing import print_closing
-from stamps import Facts, Stamp, Stamps, write_json
+from growing import Growing
+from lines import announced_text, corpus_text, evaluated_text, grown_text, trained_text
+from stamps import Facts, Stamp, Stamps, set_aside, write_json
 from training import RANKS, ROOT, Training, train
 
 from megatron_slw.checkpoint.format import MANIFEST
@@ -27,13 +30,13 @@ from megatron_slw.data.layout import dataset_paths
 from megatron_slw.data.sidecar import Sidecar, file_sha256, read_sidecar
 from megatron_slw.report.curves import draw_run
 from megatron_slw.slw.compile import compile_plan
-from megatron_slw.train.estimate import parameters
 from megatron_slw.train.metrics import FILE_NAME
-from megatron_slw.train.units import count_text, duration_text, rate_text
+from megatron_slw.train.units import count_text, duration_text
 
-STEPS = ("corpus", "tokenizer", "dataset", "pretrain", "evaluate", "report")
-VERSION = "1"  # of what the steps do: another one makes every step run again
+STEPS = ("corpus", "tokenizer", "dataset", "pretrain", "grow", "train on", "evaluate", "report")
+VERSION = "2"  # of what the steps do: another one makes every step run again
 WIDTH = 96
+GROW_AT, GROW = 0.6, ("--depth", "2", "--rewarmup-steps", "20")
 
 
 class CommandFailed(RuntimeError):
@@ -52,6 +55,10 @@ class Settings:
     overrides: tuple[str, ...] = ()
     """For pretrain_gpt.py."""
     vocab_size: int = 8192
+    grow_at: float = GROW_AT
+    """The share of all steps that the small model gets."""
+    grow: tuple[str, ...] = GROW
+    """Flags of tools/grow_checkpoint.py."""
 
 
 class Quickstart:
@@ -64,6 +71,7 @@ class Quickstart:
         self.tokenizer = data / "tokenizer.json"
         # preprocess_data.py appends the key and "document" to its --output-prefix.
         self.train_data, self.held_out_data = data / "train_text_document", data / "held_out_text_document"
+        self.small_run, self.grown_run = run / "small", run / "grown"
         self.data_stamps, self.run_stamps = Stamps(data / "steps"), Stamps(run / "steps")
         self.seconds: dict[str, float] = {}
 
@@ -73,10 +81,13 @@ class Quickstart:
         documents = self.prepare_corpus()
         self.train_tokenizer()
         self.prepare_dataset()
-        training = self.pretrain()
-        evaluation = self.evaluate()
-        summary = self.report({"corpus": documents, **training, **evaluation})
-        print_closing(summary)
+        small, before = self.pretrain()
+        growing, growth = self.grow(small)
+        grown, after = self.train_on(growing, growth, before["tokens"])
+        evaluation = self.evaluate(grown.final_checkpoint)
+        facts = {"corpus": documents, **growth, **figures.whole_run(before, after, growth), **evaluation}
+        commands = [step.shown_command for step in (small, growing, grown)]
+        print_closing(self.report(facts, commands, grown.final_checkpoint))
 
     def prepare_corpus(self) -> Facts:
         """Step 1: the text, and what of it is held out."""
@@ -92,9 +103,7 @@ class Quickstart:
             {"text": corpus.corpus_sha256(source)},
             [self.train_text, self.held_out_text],
             lambda: asdict(corpus.write_split(source, self.train_text, self.held_out_text)),
-            lambda facts: (
-                f"{facts['documents']:,} {what}, {facts['bytes'] / 1e6:.1f} MB ({facts['held_out']} held out)"
-            ),
+            partial(corpus_text, what=what),
         )
         return {"name": corpus.LIBRARY if path is None else str(path), **facts}
 
@@ -139,59 +148,73 @@ class Quickstart:
             ),
         )
 
-    def pretrain(self) -> Facts:
-        """Step 4: the real job under the real launcher."""
+    def pretrain(self) -> tuple[Training, Facts]:
+        """Step 4: the small model, by the real job under the real launcher, stopped on the way and resumed."""
         train_sidecar = sidecar_of(self.train_data)
         training, config = self.training(vocabulary_of(train_sidecar))
         inputs = {
             "config": text_sha256(json.dumps(to_json(config), sort_keys=True)),
             "train": train_sidecar.bin_sha256,
             "held_out": sidecar_of(self.held_out_data).bin_sha256,
+            "growth": shlex.join([str(training.last_step), *self.settings.grow]),
         }
         self.set_other_run_aside(inputs)
-        metrics = self.settings.run / FILE_NAME
+        metrics = training.run / FILE_NAME
 
         def make() -> Facts:
-            self._announce("pretrain", describe(config, training.total_steps))
+            self._announce("pretrain", announced_text(config, training))
+            self._note(training.shown_command)
+            train(training, self._note, pause_at=training.last_step // 2)
+            return figures.training_figures(metrics)
+
+        outputs = [metrics, training.final_checkpoint / MANIFEST]
+        return training, self._step(self.run_stamps, "pretrain", inputs, outputs, make, trained_text)
+
+    def grow(self, small: Training) -> tuple[Growing, Facts]:
+        """Step 5: the same model, deeper and wider, with its whole training state."""
+        growing = Growing(small.final_checkpoint, small.last_step, self.grown_run, self.settings.grow)
+        if not growing.is_there:
+            self.run_stamps.path("grow").unlink(missing_ok=True)
+        inputs = {"model": file_sha256(small.final_checkpoint / MANIFEST), "flags": shlex.join(growing.flags)}
+
+        def make() -> Facts:
+            self._announce("grow", "more layers and wider ones; moments, schedule and clock go on")
+            return growing(self._note)
+
+        return growing, self._step(self.run_stamps, "grow", inputs, [growing.config], make, grown_text)
+
+    def train_on(self, growing: Growing, growth: Facts, tokens_before: int) -> tuple[Training, Facts]:
+        """Step 6: the rest of the plan, with the grown model."""
+        total = growth["total_steps"]
+        training = Training(growing.config, (), growing.run, total, begins_at=growing.step)
+        metrics = training.run / FILE_NAME
+        outputs = [metrics, training.final_checkpoint / MANIFEST]
+        inputs = {"config": file_sha256(growing.config), "model": file_sha256(growing.load / MANIFEST)}
+
+        def make() -> Facts:
+            what = f"{growth['large']}, {count_text(growth['parameters'])} parameters"
+            self._announce("train on", f"{what}, steps {growing.step + 1:,} to {total:,}")
             self._note(training.shown_command)
             train(training, self._note)
-            return {"parameters": parameters(config.model), **figures.training_figures(metrics)}
+            return figures.training_figures(metrics, tokens_before)
 
-        return self._step(
-            self.run_stamps,
-            "pretrain",
-            inputs,
-            [metrics, training.final_checkpoint / MANIFEST],
-            make,
-            lambda facts: (
-                f"{facts['steps']:,} steps, {count_text(facts['tokens'])} tokens, "
-                f"{rate_text(facts['tokens_per_s'])} tok/s, resumed at step {facts['resumed_at_step']}"
-            ),
-        )
+        return training, self._step(self.run_stamps, "train on", inputs, outputs, make, trained_text)
 
-    def evaluate(self) -> Facts:
-        """Step 5: bits per byte of the held-out text."""
-        training, _ = self.training(vocabulary_of(sidecar_of(self.train_data)))
+    def evaluate(self, checkpoint: Path) -> Facts:
+        """Step 7: bits per byte of the held-out text."""
         texts = corpus.read_texts(self.held_out_text)
         return self._step(
             self.run_stamps,
             "evaluate",
-            {
-                "model": file_sha256(training.final_checkpoint / MANIFEST),
-                "text": file_sha256(self.held_out_text),
-            },
+            {"model": file_sha256(checkpoint / MANIFEST), "text": file_sha256(self.held_out_text)},
             [],
-            lambda: figures.held_out_figures(training.final_checkpoint, self.held_out_data, texts),
-            lambda facts: (
-                f"held-out {facts['val_bits_per_byte']:.3f} bits/byte   (gzip -9: "
-                f"{facts['gzip_bits_per_byte']:.3f}   unigram: {facts['unigram_bits_per_byte']:.3f})"
-            ),
+            lambda: figures.held_out_figures(checkpoint, self.held_out_data, texts),
+            evaluated_text,
         )
 
-    def report(self, facts: Facts) -> dict[str, Any]:
-        """Step 6: the picture, samples, and all figures in one file."""
-        training, _ = self.training(vocabulary_of(sidecar_of(self.train_data)))
-        run, checkpoint = self.settings.run, training.final_checkpoint
+    def report(self, facts: Facts, commands: Sequence[str], checkpoint: Path) -> dict[str, Any]:
+        """Step 8: the picture, samples, and all figures in one file."""
+        run = self.settings.run
         picture, summary_path = run / "report.png", run / "summary.json"
         prompts: Sequence[str] = figures.SAMPLE_PROMPTS
         if self.settings.corpus is not None:
@@ -199,13 +222,12 @@ class Quickstart:
 
         def make() -> Facts:
             start = time.monotonic()
-            draw_run(run, picture)
+            draw_run([self.small_run, self.grown_run], picture)
             samples = figures.write_samples(checkpoint, self.train_data, prompts)
             seconds = {**self.seconds, "report": round(time.monotonic() - start, 1)}
             files = {
                 "summary": summary_path,
                 "report": picture,
-                "metrics": run / FILE_NAME,
                 "checkpoint": checkpoint,
                 "tokenizer": self.tokenizer,
                 "dataset": f"{self.train_data}.bin",
@@ -215,7 +237,7 @@ class Quickstart:
                 "below_gzip": facts["val_bits_per_byte"] < facts["gzip_bits_per_byte"],
                 "wall_s": round(sum(seconds.values()), 1),
                 "step_s": seconds,
-                "command": training.shown_command,
+                "commands": list(commands),
                 "files": {name: str(path) for name, path in files.items()},
                 "samples": samples,
             }
@@ -228,28 +250,37 @@ class Quickstart:
         return json.loads(summary_path.read_text(encoding="utf-8"))
 
     def training(self, vocab_size: int) -> tuple[Training, RunConfig]:
-        """The job, and its resolved configuration; paths that the file says already are not overridden."""
+        """The small model's job, and its resolved configuration; paths that the file says already are not overridden.
+
+        Raises:
+            ConfigError: no step would be left for one of the two models.
+        """
         settings = self.settings
         plain = load_config(settings.config, settings.overrides, RANKS)
         paths = {
             "data.path": (plain.data.path, self.train_data),
             "data.valid_path": (plain.data.valid_path, self.held_out_data),
-            "logging.directory": (plain.logging.directory, settings.run),
+            "logging.directory": (plain.logging.directory, self.small_run),
         }
         moved = [f"--{name}={ours}" for name, (theirs, ours) in paths.items() if theirs != str(ours)]
         overrides = (*settings.overrides, *moved)
         config = with_vocab_size(load_config(settings.config, overrides, RANKS), vocab_size)
-        return Training(settings.config, overrides, settings.run, compile_plan(config).total_steps), config
+        total = compile_plan(config).total_steps
+        grow_at = round(settings.grow_at * total)
+        if not 0 < grow_at < total:
+            raise ConfigError(
+                f"--grow-at {settings.grow_at:g} of {total} steps is step {grow_at}: it must be after the first and "
+                "before the last."
+            )
+        return Training(settings.config, overrides, self.small_run, total, stop_after=grow_at), config
 
     def set_other_run_aside(self, inputs: Mapping[str, str]) -> None:
         """A run of other text or another model must not be resumed; it is kept under another name."""
         run = self.settings.run
         started = self.run_stamps.read("started")
-        if (run / "checkpoints").exists() and (started is None or started.inputs != inputs):
-            aside = next(
-                path for n in range(1, 10**6) if not (path := run.with_name(f"{run.name}-before-{n}")).exists()
-            )
-            run.rename(aside)
+        trained = any((run / name).exists() for name in ("small", "grown", "checkpoints"))
+        if trained and (started is None or started.inputs != inputs):
+            aside = set_aside(run)
             self._note(f"{run} held a run of another text or model; it is now {aside}")
         self.run_stamps.write("started", Stamp(dict(inputs), {}, {}, 0.0))
 
@@ -282,17 +313,6 @@ class Quickstart:
 
     def _note(self, text: str) -> None:
         print(f"{'':<17}{text}", flush=True)
-
-
-def describe(config: RunConfig, steps: int) -> str:
-    """The model and the schedule in a line."""
-    model, warmup = config.model, config.curriculum
-    text = f"{model.num_layers} layers x {model.hidden_size}, {count_text(parameters(model))} parameters"
-    if warmup is None or warmup.total_curriculum_step is None:
-        return f"{text}, length {model.seq_length}, {steps} steps"
-    share = 100 * warmup.total_curriculum_step / steps
-    lengths = f"{warmup.min_difficulty} -> {warmup.max_difficulty}"
-    return f"{text}, SLW {lengths} over {share:.0f} % of {steps} steps"
 
 
 def run_tool(name: str, flags: Sequence[object]) -> Facts:

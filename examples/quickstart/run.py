@@ -1,4 +1,4 @@
-"""From nothing to a trained GPT on two CPU cores: text, tokenizer, dataset, pretraining, evaluation, report.
+"""From nothing to a trained GPT on two CPU cores: text, tokenizer, dataset, pretraining, growth, evaluation, report.
 
     python examples/quickstart/run.py [--corpus my.jsonl]
 
@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import fcntl
+import shlex
 import signal
 import sys
 from collections.abc import Iterator, Sequence
@@ -19,7 +20,8 @@ from types import FrameType
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # a checkout need not be installed
 
-from pipeline import CommandFailed, Quickstart, Settings
+from growing import GrowingFailed
+from pipeline import GROW, GROW_AT, CommandFailed, Quickstart, Settings
 from training import TrainingFailed
 
 from megatron_slw.config.errors import ConfigError
@@ -38,6 +40,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         config=args.ds_config,
         overrides=tuple(args.override),
         vocab_size=args.vocab_size,
+        grow_at=args.grow_at,
+        grow=tuple(shlex.split(args.grow)),
     )
     previous = signal.signal(signal.SIGTERM, _interrupt)
     try:
@@ -46,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ConfigError as error:
         print(error, file=sys.stderr)
         return 2
-    except (CommandFailed, TrainingFailed) as error:
+    except (CommandFailed, TrainingFailed, GrowingFailed) as error:
         print(error, file=sys.stderr)
         return 1
     except KeyboardInterrupt:
@@ -97,6 +101,10 @@ def parser() -> argparse.ArgumentParser:
     )
     add("--vocab-size", type=int, default=8192, help="pieces of the tokenizer (default: 8192)")
     add("--override", action="append", default=[], metavar="--SECTION.KEY=VALUE", help="for pretrain_gpt.py")
+    add("--grow-at", type=float, default=GROW_AT, metavar="SHARE", help=f"of all steps (default: {GROW_AT})")
+    add(
+        "--grow", default=shlex.join(GROW), metavar="FLAGS", help=f"of grow_checkpoint.py (default: {shlex.join(GROW)})"
+    )
     return result
 
 

@@ -61,7 +61,7 @@ class Stamps:
 
     def path(self, step: str) -> Path:
         """The stamp's file."""
-        return self.folder / f"{step}.json"
+        return self.folder / f"{step.replace(' ', '_')}.json"
 
     def read(self, step: str) -> Stamp | None:
         """The stamp of a step; None where there is none, or none that can be read."""
@@ -84,6 +84,13 @@ def write_json(path: Path, value: Any) -> None:
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(path)
+
+
+def set_aside(folder: Path) -> Path:
+    """Rename a folder to the first name of `folder-before-N` that is free; return the new one."""
+    aside = next(path for n in range(1, 10**6) if not (path := folder.with_name(f"{folder.name}-before-{n}")).exists())
+    folder.rename(aside)
+    return aside
 
 
 def _intact(recorded: Mapping[str, str], outputs: Sequence[Path]) -> bool:

@@ -1,4 +1,4 @@
-"""Pretraining by the real launcher, stopped once half-way and resumed, and taken up again after a kill."""
+"""Pretraining by the real launcher, stopped once on purpose and resumed, and taken up again after a kill."""
 
 from __future__ import annotations
 
@@ -50,12 +50,18 @@ class Training:
     run: Path
     """The run directory, logging.directory of the configuration."""
     total_steps: int
+    """Of the plan."""
+    stop_after: int | None = None
+    """The step of the plan that it is trained to; None is its last."""
+    begins_at: int = 0
+    """The step of the checkpoint that it begins with; 0 without one."""
 
     @property
     def shown_command(self) -> str:
         """What a user would type."""
         name = os.path.relpath(self.config)
-        return " ".join(["deepspeed", "--num_gpus", str(RANKS), SCRIPT, "--ds-config", name, *self.overrides])
+        job = [SCRIPT, "--ds-config", name, *self.overrides, *self._stop]
+        return " ".join(["deepspeed", "--num_gpus", str(RANKS), *job])
 
     @property
     def command(self) -> list[str]:
@@ -64,13 +70,22 @@ class Training:
         settings = ["OMP_NUM_THREADS=1", "CUDA_VISIBLE_DEVICES=", "DS_ACCELERATOR=cpu", *REUSE_MEMORY]
         launcher = [str(deepspeed), "--num_gpus", str(RANKS), "--master_port", str(_free_port())]
         quiet = ["--quiet", "--log_level", "error"]
-        job = [str(ROOT / SCRIPT), "--ds-config", str(self.config), *self.overrides]
+        job = [str(ROOT / SCRIPT), "--ds-config", str(self.config), *self.overrides, *self._stop]
         return ["env", *settings, sys.executable, *launcher, *quiet, *job]
+
+    @property
+    def _stop(self) -> list[str]:
+        return [] if self.stop_after is None else ["--stop-after", str(self.stop_after)]
+
+    @property
+    def last_step(self) -> int:
+        """The step that it is trained to."""
+        return self.total_steps if self.stop_after is None else self.stop_after
 
     @property
     def final_checkpoint(self) -> Path:
         """Where the trained model lies in the end."""
-        return step_folder(self.run / "checkpoints", self.total_steps)
+        return step_folder(self.run / "checkpoints", self.last_step)
 
     @property
     def saved_step(self) -> int:
@@ -79,21 +94,20 @@ class Training:
         return int(newest.name.removeprefix("step_")) if newest else 0
 
 
-def train(training: Training, say: Callable[[str], None]) -> None:
-    """Train what is left; on the way to the end, stop and resume at the half if that was not reached yet.
+def train(training: Training, say: Callable[[str], None], pause_at: int | None = None) -> None:
+    """Train what is left; on the way, stop and resume at step `pause_at` if that was not reached yet.
 
     Raises:
         TrainingFailed: the run ended early by itself; what it printed says why.
     """
     stop_leftovers(training.run)
-    half = training.total_steps // 2
-    if training.saved_step:
+    if training.saved_step > training.begins_at:
         say(f"an earlier run got to step {training.saved_step}; it goes on from there")
-    if training.saved_step < half:
-        launch(training, say, stop_at=half)
-        if half <= training.saved_step < training.total_steps:
+    if pause_at is not None and training.saved_step < pause_at:
+        launch(training, say, stop_at=pause_at)
+        if pause_at <= training.saved_step < training.last_step:
             say(f"stopped on purpose at step {training.saved_step}: SIGTERM, saved, left. Now resumed:")
-    if training.saved_step < training.total_steps:
+    if training.saved_step < training.last_step:
         launch(training, say, stop_at=None)
 
 
@@ -115,7 +129,7 @@ def launch(training: Training, say: Callable[[str], None], stop_at: int | None) 
     except BaseException:  # Ctrl-C, SIGTERM: nothing is left running
         end_session(process.pid)
         raise
-    wanted = training.total_steps if stop_at is None else stop_at
+    wanted = training.last_step if stop_at is None else stop_at
     if training.saved_step < wanted:
         raise TrainingFailed(
             f"pretraining ended with status {process.returncode} at step {last_step(training.run)}, before step "

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import growing
 import pipeline
 import pytest
 import run
@@ -13,7 +14,7 @@ from pipeline import Quickstart, Settings
 
 from megatron_slw.config.errors import ConfigError
 
-STEPS = 120
+STEPS, GROWN = 120, 72
 CONFIG = Path(run.__file__).with_name("ds_slw.json")
 
 
@@ -32,7 +33,8 @@ def miniature(folder: Path) -> list[str]:
     ours["training"].update(train_steps=STEPS, lr_warmup_steps=2)
     ours["evaluation"].update(interval=STEPS, samples=8)
     (folder / "mini.json").write_text(json.dumps(tree))
-    return ["--corpus", "my.jsonl", "--ds-config", "mini.json", "--vocab-size", "300"]
+    grow = "--depth 2 --width 2 --rewarmup-steps 5"
+    return ["--corpus", "my.jsonl", "--ds-config", "mini.json", "--vocab-size", "300", "--grow", grow]
 
 
 def never(*_: object) -> None:
@@ -40,23 +42,44 @@ def never(*_: object) -> None:
     raise AssertionError("a step that was done is done again")
 
 
+def killed(*_: object) -> None:
+    """Stands for a kill: nothing that follows is done."""
+    raise Killed
+
+
+class Killed(BaseException):
+    """Not an error that the quickstart would speak of."""
+
+
 def test_miniature_under_the_real_launcher(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
+    """Killed once the model has grown, before that is noted down; then the same command to the end; then again."""
     monkeypatch.chdir(tmp_path)
     flags = miniature(tmp_path)
+    folder = tmp_path / "runs" / "quickstart-my"
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(growing, "grown_facts", killed)
+        run.main(flags)
+    assert [path.name for path in (folder / "grown" / "checkpoints").iterdir()] == [f"step_{GROWN:06d}"]
     assert run.main(flags) == 0, capfd.readouterr()
     shown = capfd.readouterr().out
-    assert all(f"[{number}/6] {step}" in shown for number, step in enumerate(pipeline.STEPS, 1))
-    folder = tmp_path / "runs" / "quickstart-my"
+    assert all(f"[{number}/8] {step}" in shown for number, step in enumerate(pipeline.STEPS, 1))
+    assert shown.count("done before") == pipeline.STEPS.index("grow")
     summary = json.loads((folder / "summary.json").read_text())
-    assert (summary["steps"], summary["resumed_at_steps"]) == (STEPS, [summary["resumed_at_step"]])
-    assert STEPS // 2 <= summary["resumed_at_step"] < STEPS
+    (resumed_at,) = summary["resumed_at_steps"]
+    assert GROWN // 2 <= resumed_at < GROWN == summary["grown_at_step"] and summary["steps"] == STEPS
+    assert (summary["small"], summary["large"]) == ("1 layers x 32", "2 layers x 64")
+    assert summary["loss_after"] == pytest.approx(summary["loss_before"], rel=1e-6)
+    assert f"loss before {summary['loss_before']:.5f}, after {summary['loss_after']:.5f}" in shown
+    assert 0 < summary["flops"] < summary["flops_without_growth"]
     assert 0 < summary["val_bits_per_byte"] < summary["unigram_bits_per_byte"]
     assert {"gzip_bits_per_byte", "tokens", "tokens_per_s", "wall_s", "parameters", "val_loss"} <= set(summary)
     assert len(summary["samples"]) == 3
     assert all(Path(path).exists() for path in summary["files"].values())
     assert (folder / "report.png").read_bytes().startswith(b"\x89PNG")
+    records = [json.loads(line) for line in (folder / "grown" / "metrics.jsonl").read_text().splitlines()]
+    assert records[0]["step"] == GROWN + 1 and records[0]["grown_from"] == f"1 layers x 32 at step {GROWN}"
 
     monkeypatch.setattr(pipeline, "train", never)
     monkeypatch.setattr(pipeline, "run_tool", never)
@@ -72,25 +95,53 @@ def test_the_real_configuration_needs_no_override(tmp_path: Path) -> None:
     training, config = quickstart.training(vocab_size=8192)
     assert training.overrides == ()
     assert training.shown_command.startswith("deepspeed --num_gpus 2 pretrain_gpt.py --ds-config ")
+    assert training.shown_command.endswith(f" --stop-after {training.last_step}")
     assert config.curriculum is not None and config.data_parallel_size == 2
     moved = Quickstart(Settings(None, tmp_path, tmp_path / "run", CONFIG)).training(vocab_size=8192)[0]
     assert moved.overrides == (
         f"--data.path={tmp_path}/train_text_document",
         f"--data.valid_path={tmp_path}/held_out_text_document",
-        f"--logging.directory={tmp_path}/run",
+        f"--logging.directory={tmp_path}/run/small",
     )
+
+
+@pytest.mark.parametrize("share", [0, 1, 0.0001])
+def test_both_models_are_trained(tmp_path: Path, share: float) -> None:
+    with pytest.raises(ConfigError, match=f"--grow-at {share:g} of "):
+        Quickstart(Settings(None, tmp_path, tmp_path / "run", CONFIG, grow_at=share)).training(vocab_size=8192)
+
+
+class Grown:
+    """A larger run's directory, and the growth that would make it."""
+
+    def __init__(self, folder: Path, *steps: int) -> None:
+        self.growing = growing.Growing(folder / "small" / "step_000004", 4, folder / "grown", ("--depth", "2"))
+        for step in steps:
+            checkpoint = folder / "grown" / "checkpoints" / f"step_{step:06d}"
+            checkpoint.mkdir(parents=True)
+            (checkpoint / "manifest.json").write_text("{}")
+
+
+def test_an_untrained_growth_is_made_again_and_a_trained_one_is_kept(tmp_path: Path) -> None:
+    said: list[str] = []
+    Grown(tmp_path / "a").growing.clear(said.append)
+    Grown(tmp_path / "b", 4).growing.clear(said.append)
+    assert said == [] and not (tmp_path / "b" / "grown").exists()
+    Grown(tmp_path / "c", 4, 6).growing.clear(said.append)
+    assert (tmp_path / "c" / "grown-before-1" / "checkpoints" / "step_000006").is_dir()
+    assert len(said) == 1 and "grown-before-1" in said[0]
 
 
 def test_a_run_of_other_text_is_set_aside_and_its_own_is_kept(tmp_path: Path) -> None:
     out = tmp_path / "run"
     quickstart = Quickstart(Settings(None, tmp_path / "data", out, CONFIG))
     quickstart.set_other_run_aside({"train": "a"})
-    (out / "checkpoints" / "step_000001").mkdir(parents=True)
+    (out / "small" / "checkpoints" / "step_000001").mkdir(parents=True)
     quickstart.set_other_run_aside({"train": "a"})
-    assert (out / "checkpoints" / "step_000001").is_dir()
+    assert (out / "small" / "checkpoints" / "step_000001").is_dir()
     quickstart.set_other_run_aside({"train": "b"})
-    assert not (out / "checkpoints").exists()
-    assert (tmp_path / "run-before-1" / "checkpoints" / "step_000001").is_dir()
+    assert not (out / "small").exists()
+    assert (tmp_path / "run-before-1" / "small" / "checkpoints" / "step_000001").is_dir()
     (out / "checkpoints").mkdir()
     (out / "steps" / "started.json").unlink()  # not a run of the quickstart at all
     quickstart.set_other_run_aside({"train": "b"})
