@@ -1,4 +1,4 @@
-"""What the stability instruments cost, as a share of the training step, on the quickstart's model and its two ranks.
+"""What the stability instruments cost, as a share of the training step, on the quickstart's grown model and two ranks.
 
     python benchmarks/stability_instruments.py [--json FILE]
 
@@ -104,7 +104,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--json", type=Path)
     args = parser.parse_args(argv)
-    config = with_vocab_size(load_config(str(QUICKSTART), [], RANKS), VOCABULARY)
+    config = with_vocab_size(load_config(str(QUICKSTART), ["--model.num_layers=4"], RANKS), VOCABULARY)
     pool = WorkerPool()
     plan, by_length = compile_plan(config), {}
     for first in (0, config.training.train_steps - args.steps - 2):

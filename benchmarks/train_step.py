@@ -118,7 +118,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--json", type=Path)
-    parser.add_argument("--quickstart", action="store_true", help="the quickstart's model: 4 layers of 192")
+    parser.add_argument("--quickstart", action="store_true", help="the quickstart's grown model: 4 layers of 192")
     args = parser.parse_args(argv)
     if args.quickstart:
         args.layers, args.hidden = 4, 192

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import json
 import re
@@ -88,11 +89,16 @@ def test_other_commands_are_run_by(prefix: str) -> None:
     assert path.is_file() and program in path.read_text(), f"{path} does not run {prefix}"
 
 
-def test_quickstart_leaves_what_the_next_commands_load() -> None:
-    config = load_config(ROOT / "examples/quickstart/ds_slw.json", world_size=2)
-    last = f"{config.logging.directory}/checkpoints/step_{config.training.train_steps:06d}"
+def test_quickstart_leaves_what_the_next_commands_load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The grown model's last checkpoint, and the small model's, from which it grew."""
+    monkeypatch.syspath_prepend(str(ROOT / "examples" / "quickstart"))
+    pipeline = importlib.import_module("pipeline")
+    config = ROOT / "examples/quickstart/ds_slw.json"
+    settings = pipeline.Settings(None, Path("data/quickstart"), Path("runs/quickstart"), config)
+    small, _ = pipeline.Quickstart(settings).training(vocab_size=8192)
+    grown = settings.run / "grown" / "checkpoints" / f"step_{small.total_steps:06d}"
     loads = re.findall(r"--load (\S+)", "\n".join(commands()))
-    assert set(loads) == {last} and len(loads) == 3
+    assert loads == [str(grown), str(grown), str(small.final_checkpoint)]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)

@@ -1,6 +1,6 @@
 """Score text with a trained model: loss, perplexity and bits per byte, at the model's full length.
 
-    python tools/evaluate.py --load runs/quickstart/checkpoints/step_000600 --data held_out.jsonl
+    python tools/evaluate.py --load runs/quickstart/grown/checkpoints/step_001400 --data held_out.jsonl
 
 bits/byte = total negative log-likelihood in nats / ln 2 / UTF-8 bytes of the text. It counts every token,
 those that end documents too, each exactly once.

@@ -40,7 +40,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 def train(args: argparse.Namespace) -> TokenizerInfo:
     """Train and write what the flags ask for."""
     if args.type == "bpe":
-        return train_byte_level_bpe(args.input, args.output, args.vocab_size, args.json_keys)
+        return train_byte_level_bpe(args.input, args.output, args.vocab_size, args.json_keys, args.allow_fewer)
+    if args.allow_fewer:
+        raise ConfigError("--allow-fewer goes with --type bpe. Give a --vocab-size that the text has.")
     unigram = args.type == "sentencepiece-unigram"
     return train_sentencepiece(args.input, args.output, args.vocab_size, args.json_keys, unigram)
 
@@ -53,6 +55,7 @@ def parser() -> argparse.ArgumentParser:
     add("--input", nargs="+", required=True, help="what preprocess_data.py takes: files, folders, patterns")
     add("--json-keys", nargs="+", default=["text"], help="keys of the text (default: text)")
     add("--vocab-size", type=int, required=True, help="tokens, with the 256 bytes and the special ones")
+    add("--allow-fewer", action="store_true", help="bpe: make a smaller one of a text that has not as many pieces")
     add("--output", required=True, help="the file to write: .json for bpe, .model for SentencePiece")
     return result
 

@@ -13,6 +13,7 @@ import sys
 import sysconfig
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import chain, islice
 from pathlib import Path
 from typing import IO
 
@@ -21,6 +22,8 @@ from megatron_slw.evaluation.text import read_documents
 
 LIBRARY = f"Python {sys.version_info.major}.{sys.version_info.minor} standard library"
 HELD_OUT_ONE_IN = 20
+PARTS, SHORTEST_PART = 20, 50
+"""Into how many parts a single document is cut, and how many characters each must have."""
 SKIPPED_FOLDERS = {"site-packages", "dist-packages", "test", "tests", "idle_test"}
 """Installed packages, and test suites, which would be more than half of the text."""
 
@@ -70,13 +73,33 @@ def library_documents(folder: Path) -> Iterator[Document]:
 
 
 def file_documents(path: Path) -> Iterator[Document]:
-    """The documents of a JSONL file: one object a line, the text under "text".
+    """The documents of a .jsonl file, one object a line with the text under "text", or the one of a .txt file.
+
+    A document that is alone and not very short is cut into PARTS, so that some of it can be held out.
 
     Raises:
         ConfigError: the file is missing, or a line is no such object; it names the line.
     """
-    for number, text in enumerate(read_documents(path)):
+    texts = read_documents(path)
+    first = list(islice(texts, 2))
+    if len(first) == 1:
+        first = parts_of(first[0])
+    for number, text in enumerate(chain(first, texts)):
         yield Document(str(number), text, key=text)
+
+
+def parts_of(text: str, parts: int = PARTS) -> list[str]:
+    """Cut a text into about equal parts, after line ends or blanks where they are near; a short one is left whole."""
+    size = len(text) // parts
+    if size < SHORTEST_PART:
+        return [text]
+    cuts = [0]
+    for number in range(1, parts):
+        place = number * size
+        near = text[place : place + size // 2]
+        found = next((near.index(mark) + 1 for mark in ("\n", " ") if mark in near), 0)
+        cuts.append(place + found)
+    return [text[begin:end] for begin, end in zip(cuts, [*cuts[1:], len(text)], strict=True)]
 
 
 def corpus_sha256(source: Callable[[], Iterator[Document]]) -> str:

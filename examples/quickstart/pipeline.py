@@ -36,6 +36,8 @@ from megatron_slw.train.units import count_text, duration_text
 STEPS = ("corpus", "tokenizer", "dataset", "pretrain", "grow", "train on", "evaluate", "report")
 VERSION = "2"  # of what the steps do: another one makes every step run again
 WIDTH = 96
+LEAST_PIECES, BYTES_PER_PIECE = 300, 100
+"""A small text gets a small vocabulary."""
 GROW_AT, GROW = 0.6, ("--depth", "2", "--rewarmup-steps", "20")
 
 
@@ -109,15 +111,16 @@ class Quickstart:
 
     def train_tokenizer(self) -> None:
         """Step 2: a byte-level BPE, on the training text alone."""
-        size = self.settings.vocab_size
-        make = partial(
-            run_tool,
-            "train_tokenizer",
-            ["--input", self.train_text, "--vocab-size", size, "--output", self.tokenizer],
-        )
+        size = min(self.settings.vocab_size, max(LEAST_PIECES, self.train_text.stat().st_size // BYTES_PER_PIECE))
+
+        def make() -> Facts:
+            flags = ["--input", self.train_text, "--output", self.tokenizer, "--vocab-size", size, "--allow-fewer"]
+            run_tool("train_tokenizer", flags)
+            return {"pieces": len(json.loads(self.tokenizer.read_text(encoding="utf-8"))["model"]["vocab"])}
+
         inputs = {"text": file_sha256(self.train_text), "size": str(size)}
-        text = f"byte-level BPE, {size:,} pieces"
-        self._step(self.data_stamps, "tokenizer", inputs, [self.tokenizer], make, lambda _: text)
+        text = "byte-level BPE, {pieces:,} pieces"
+        self._step(self.data_stamps, "tokenizer", inputs, [self.tokenizer], make, lambda facts: text.format(**facts))
 
     def prepare_dataset(self) -> None:
         """Step 3: both texts as tokens."""
@@ -152,6 +155,7 @@ class Quickstart:
         """Step 4: the small model, by the real job under the real launcher, stopped on the way and resumed."""
         train_sidecar = sidecar_of(self.train_data)
         training, config = self.training(vocabulary_of(train_sidecar))
+        self.require_windows(config.model.seq_length)
         inputs = {
             "config": text_sha256(json.dumps(to_json(config), sort_keys=True)),
             "train": train_sidecar.bin_sha256,
@@ -273,6 +277,20 @@ class Quickstart:
                 "before the last."
             )
         return Training(settings.config, overrides, self.small_run, total, stop_after=grow_at), config
+
+    def require_windows(self, length: int) -> None:
+        """Refuse texts of less than one window each.
+
+        Raises:
+            ConfigError: with how long the text is.
+        """
+        for what, prefix in (("training", self.train_data), ("held-out", self.held_out_data)):
+            tokens = sidecar_of(prefix).tokens
+            if tokens <= length:
+                raise ConfigError(
+                    f"{self.settings.corpus or corpus.LIBRARY} is too short: its {what} text has {tokens:,} tokens, "
+                    f"and a window of the model needs {length + 1:,}. Use more text."
+                )
 
     def set_other_run_aside(self, inputs: Mapping[str, str]) -> None:
         """A run of other text or another model must not be resumed; it is kept under another name."""

@@ -89,7 +89,7 @@ def parser() -> argparse.ArgumentParser:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     add = result.add_argument
-    add("--corpus", type=Path, metavar="FILE", help='your own text: .jsonl, {"text": ...} a line')
+    add("--corpus", type=Path, metavar="FILE", help='your own text: .jsonl, {"text": ...} a line, or .txt')
     add("--out", type=Path, metavar="DIR", help="run directory (default: runs/quickstart)")
     add("--data", type=Path, metavar="DIR", help="where the datasets go (default: data/quickstart)")
     add(
@@ -99,7 +99,7 @@ def parser() -> argparse.ArgumentParser:
         metavar="FILE",
         help="what is trained (default: ds_slw.json beside this file)",
     )
-    add("--vocab-size", type=int, default=8192, help="pieces of the tokenizer (default: 8192)")
+    add("--vocab-size", type=int, default=8192, help="pieces of the tokenizer, of a small text fewer (default: 8192)")
     add("--override", action="append", default=[], metavar="--SECTION.KEY=VALUE", help="for pretrain_gpt.py")
     add("--grow-at", type=float, default=GROW_AT, metavar="SHARE", help=f"of all steps (default: {GROW_AT})")
     add(

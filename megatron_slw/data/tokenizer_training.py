@@ -26,12 +26,17 @@ _PART = re.compile(rf"[^\n]{{1,{_SENTENCE - 1}}}(?: |$|(?=\n))|[^\n]{{1,{_SENTEN
 
 
 def train_byte_level_bpe(
-    inputs: Sequence[str], output: str, vocab_size: int, json_keys: Sequence[str] = ("text",)
+    inputs: Sequence[str],
+    output: str,
+    vocab_size: int,
+    json_keys: Sequence[str] = ("text",),
+    allow_fewer: bool = False,
 ) -> TokenizerInfo:
     """Train a tokenizer on all text under `json_keys` of the files `inputs` and write it to `output`.
 
     Every byte is a token, so there is no text it cannot encode; id 0 is the end-of-document token. Equal
-    text gives an equal file. Memory: the distinct words of the text with their counts.
+    text gives an equal file. Memory: the distinct words of the text with their counts. With `allow_fewer` a text
+    that has not as many pieces gives a smaller vocabulary.
 
     Raises:
         ConfigError: a file or document that cannot be used, too small a vocabulary or too little text.
@@ -52,10 +57,10 @@ def train_byte_level_bpe(
     )
     tokenizer.train_from_iterator(_texts(inputs, json_keys), trainer)
     found = tokenizer.get_vocab_size()
-    if found < vocab_size:
+    if found < vocab_size and not allow_fewer:
         raise ConfigError(
             f"the text has only {found:,} different pieces, but --vocab-size is {vocab_size:,}. Use at "
-            f"most {found}, or more text."
+            f"most {found}, more text, or --allow-fewer."
         )
     _write(path, tokenizer.to_str().encode())
     return load_tokenizer(TokenizerSpec("HuggingFaceTokenizer", tokenizer_model=output)).info

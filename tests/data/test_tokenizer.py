@@ -167,6 +167,14 @@ def test_training_gives_equal_files_for_equal_text(spec: TokenizerSpec, tmp_path
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["t.json"]
 
 
+def test_training_takes_the_pieces_there_are_where_fewer_are_allowed(tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "a.jsonl", TEXTS)
+    few = train_byte_level_bpe([str(tmp_path / "a.jsonl")], str(tmp_path / "few.json"), 9_000, allow_fewer=True)
+    assert 257 < few.vocab_size < 9_000
+    same = train_byte_level_bpe([str(tmp_path / "a.jsonl")], str(tmp_path / "same.json"), few.vocab_size)
+    assert same.sha256 == few.sha256
+
+
 @pytest.mark.parametrize(
     ("output", "size", "message"),
     [

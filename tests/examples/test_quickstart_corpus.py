@@ -14,6 +14,7 @@ from corpus import (
     file_documents,
     library_documents,
     library_folder,
+    parts_of,
     read_texts,
     write_split,
 )
@@ -105,6 +106,20 @@ def test_users_file(tmp_path: Path) -> None:
         list(file_documents(path))
     with pytest.raises(ConfigError, match="does not exist"):
         list(file_documents(tmp_path / "none.jsonl"))
+
+
+def test_a_single_text_is_cut_so_that_some_of_it_can_be_held_out(tmp_path: Path) -> None:
+    text = "".join(f"line {i} of the only book\n" for i in range(400))
+    (tmp_path / "book.txt").write_text(text)
+    found = [document.text for document in file_documents(tmp_path / "book.txt")]
+    assert "".join(found) == text and len(found) == 20
+    assert all(part.endswith("\n") for part in found)
+    train, held_out = split(partial(file_documents, tmp_path / "book.txt"), tmp_path)
+    assert len(train) >= 17 and held_out and set(train).isdisjoint(held_out)
+    assert "".join(parts_of("道" * 4321)) == "道" * 4321 and len(parts_of("道" * 4321)) == 20
+    assert len(parts_of("one two " * 500)) == 20 and all(part[-1] == " " for part in parts_of("one two " * 500))
+    (tmp_path / "book.txt").write_text("too short to cut")
+    assert [document.text for document in file_documents(tmp_path / "book.txt")] == ["too short to cut"]
 
 
 def test_written_files_hold_name_and_text(tmp_path: Path) -> None:

@@ -154,6 +154,8 @@ def test_a_run_of_other_text_is_set_aside_and_its_own_is_kept(tmp_path: Path) ->
         (None, "does not exist"),
         ("", "the corpus has 0 different texts"),
         ('{"text": 3}\n', "line 1 has no text"),
+        ('{"text": "one"}\n{"text": "two"}\n', "too short: its training text has"),
+        ("[1]\n", "my.jsonl, line 1"),
     ],
 )
 def test_a_wrong_corpus_is_one_line_and_status_2(
@@ -169,6 +171,7 @@ def test_a_wrong_corpus_is_one_line_and_status_2(
     assert run.main(["--corpus", "my.jsonl"]) == 2
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1
+    assert not (tmp_path / "runs" / "quickstart-my" / "small").exists()
 
 
 def test_a_tool_that_refuses_its_input_is_heard(tmp_path: Path) -> None:
