@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import json
 from collections.abc import Iterable, Mapping
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel, ValidationError
 
@@ -72,6 +72,10 @@ def validate(cls: type[_Model], block: Any, path: str, inner: Mapping[str, str] 
     names come first: a misspelt name is most often also a missing one, and the misspelling is the cause.
     """
     require_known(require_object(block, path), cls.model_fields, path)
+    for name, field in cls.model_fields.items():
+        for kind in get_args(field.annotation):
+            if isinstance(block.get(name), dict) and isinstance(kind, type) and issubclass(kind, BaseModel):
+                require_known(block[name], kind.model_fields, join_path(path, name))
     try:
         return cls.model_validate(block)
     except ValidationError as error:
@@ -94,6 +98,7 @@ def _sentence(where: str, kind: str, value: Any, context: dict[str, Any]) -> str
         "string_type": "a string",
         "string_too_short": "a string that is not empty",
         "tuple_type": "a list",
+        "model_type": "a JSON object",
     }.get(kind)
     if kind == "greater_than":
         wanted = f"greater than {context['gt']}"

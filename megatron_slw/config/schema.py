@@ -200,6 +200,20 @@ class CheckpointConfig(Section):
     """A checkpoint directory to start from; None resumes the newest complete one of `directory`, if any."""
 
 
+class WandbConfig(Section):
+    """A run in Weights & Biases."""
+
+    project: Text
+    entity: Text | None = None
+    """User or team; None is the user's default."""
+    name: Text | None = None
+    """What the run is called; None is the name of the run directory."""
+    group: Text | None = None
+    tags: tuple[Text, ...] | None = None
+    mode: Literal["online", "offline"] = "online"
+    """offline keeps the run in <logging.directory>/wandb, for `wandb sync`."""
+
+
 class LoggingConfig(Section):
     """What a run leaves behind for people."""
 
@@ -208,6 +222,9 @@ class LoggingConfig(Section):
     interval: PositiveInt = 1
     """Steps between lines on a log that is not a terminal; metrics.jsonl has every step."""
     tensorboard: Switch = True
+    wandb: WandbConfig | None = None
+    callback: Text | None = None
+    """Import path module:factory of a logger of the user's own; see docs/metrics.md."""
     peak_tflops: PositiveFloat | None = None
     """Peak of one device for MFU; None takes the built-in table, and no MFU where the device is not in it."""
 

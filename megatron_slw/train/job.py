@@ -34,6 +34,7 @@ from megatron_slw.slw.compile import compile_plan
 from megatron_slw.slw.stability import Stability
 from megatron_slw.train.engine import Engine, NonFiniteError
 from megatron_slw.train.engine_state import WEIGHT, ensure_optimizer_state
+from megatron_slw.train.loggers import check_loggers
 from megatron_slw.train.loop import Job, train
 from megatron_slw.train.rehearsal import OutOfMemory, rehearse
 
@@ -47,6 +48,7 @@ def main(config_path: str, overrides: list[str], stop_after: int | None = None) 
     try:
         config = load_config(config_path, overrides, launch.world_size)
         check_precision(config.precision)
+        check_loggers(config.logging)
         open_data(config)  # what is wrong with the data is said before the processes meet
         init_distributed(launch)
         train(build_job(config, build_groups(config.parallel)), stop_after)

@@ -16,9 +16,13 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-from megatron_slw.config.schema import RunConfig
+from megatron_slw.config.errors import ConfigError
+from megatron_slw.config.import_path import load_function
+from megatron_slw.config.load import to_json
+from megatron_slw.config.schema import LoggingConfig, RunConfig
 from megatron_slw.progress import Progress
 from megatron_slw.train.tensorboard_events import TensorBoardWriter
+from megatron_slw.train.wandb_logger import WandbLogger, check_installed
 
 
 class Logger(Protocol):
@@ -83,4 +87,37 @@ def open_loggers(config: RunConfig, start: Progress, note: Callable[[str], None]
 
         if logging.tensorboard:
             add("logging.tensorboard", TensorBoardWriter(Path(logging.directory) / "tensorboard", start))
+        if logging.wandb is not None:
+            add("logging.wandb", WandbLogger(logging.wandb, Path(logging.directory), start, to_json(config)))
+        if logging.callback is not None:
+            add("logging.callback", _own_logger(logging.callback, config, start))
         yield loggers
+
+
+def check_loggers(logging: LoggingConfig) -> None:
+    """Find out early what cannot be opened later.
+
+    Raises:
+        ConfigError: a package is missing, or `logging.callback` names nothing.
+    """
+    if logging.wandb is not None:
+        check_installed()
+    if logging.callback is not None:
+        load_function(logging.callback, "logging.callback")
+
+
+def _own_logger(path: str, config: RunConfig, start: Progress) -> Logger:
+    """What the user's factory makes of the configuration and the step that the run begins after."""
+    factory = load_function(path, "logging.callback")
+    try:
+        logger: Any = factory(to_json(config), start.step)
+    except Exception as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200].rstrip(".")
+        raise ConfigError(
+            f"logging.callback {path} failed: {reason}. Mend it, or set logging.callback to null."
+        ) from error
+    if not callable(getattr(logger, "log", None)) or not callable(getattr(logger, "close", None)):
+        raise ConfigError(
+            f"logging.callback {path} must return an object with log(record) and close(), not {logger!r:.60}."
+        )
+    return logger

@@ -12,8 +12,23 @@ from megatron_slw.config.errors import ConfigError
 from megatron_slw.progress import Progress
 
 NOT_DRAWN = ("step", "samples", "step_time_s")
-DRAWN_BY_TOKENS = ("loss", "loss_ratio", "grad_norm", "variance_sqrt_l1", "variance_sqrt_abs_max")
+BY_TOKENS = (
+    "train/loss", "train/loss_ratio", "train/grad_norm", "train/variance_sqrt_l1", "train/variance_sqrt_abs_max",
+    "validation/loss",
+)  # fmt: skip
 """What runs of different lengths are compared by: equal tokens, not equal steps."""
+
+
+def scalars_of(record: Mapping[str, Any]) -> dict[str, float]:
+    """What is drawn of a line of metrics.jsonl: a step's numbers as train/KEY, a validation loss as validation/loss.
+
+    What is no finite number is left out.
+    """
+    if "val_loss" in record:
+        values = {"validation/loss": record["val_loss"]}
+    else:
+        values = {f"train/{key}": value for key, value in record.items() if key not in NOT_DRAWN}
+    return {tag: value for tag, value in values.items() if type(value) in (int, float) and math.isfinite(value)}
 
 
 class TensorBoardWriter:
@@ -43,18 +58,10 @@ class TensorBoardWriter:
                 writer.add_event(self._event(wall_time=time.time(), step=last + 1, session_log=restart))
 
     def log(self, record: Mapping[str, Any]) -> None:
-        """Write a line of metrics.jsonl: a step's numbers as train/KEY, a validation loss as validation/loss.
-
-        What is no finite number is left out.
-        """
-        if "val_loss" in record:
-            values = {"validation/loss": record["val_loss"]}
-            by_tokens = set(values)
-        else:
-            values = {f"train/{key}": value for key, value in record.items() if key not in NOT_DRAWN}
-            by_tokens = {f"train/{key}" for key in DRAWN_BY_TOKENS}
+        """Write a line of metrics.jsonl."""
+        values = scalars_of(record)
         self._add(self._by_step, record["step"], values)
-        drawn = {f"{tag}_by_tokens": value for tag, value in values.items() if tag in by_tokens}
+        drawn = {f"{tag}_by_tokens": value for tag, value in values.items() if tag in BY_TOKENS}
         self._add(self._by_tokens, record["tokens"], drawn)
 
     def close(self) -> None:
@@ -62,12 +69,8 @@ class TensorBoardWriter:
         self._by_step.close()
         self._by_tokens.close()
 
-    def _add(self, writer: Any, step: int, values: Mapping[str, Any]) -> None:
-        entries = [
-            self._summary.Value(tag=tag, simple_value=value)
-            for tag, value in values.items()
-            if type(value) in (int, float) and math.isfinite(value)
-        ]
+    def _add(self, writer: Any, step: int, values: Mapping[str, float]) -> None:
+        entries = [self._summary.Value(tag=tag, simple_value=value) for tag, value in values.items()]
         if entries:
             writer.add_event(
                 self._event(wall_time=time.time(), step=step, summary=self._summary(value=entries))

@@ -24,6 +24,7 @@ SECTIONS: dict[str, type[schema.Section]] = {
     "`megatron_slw.evaluation`": schema.EvaluationConfig,
     "`megatron_slw.checkpoint`": schema.CheckpointConfig,
     "`megatron_slw.logging`": schema.LoggingConfig,
+    "`megatron_slw.logging.wandb`": schema.WandbConfig,
     "`megatron_slw.ops`": schema.OpsConfig,
     "`optimizer`": schema.OptimizerConfig,
     "The curriculum": schema.CurriculumConfig,
@@ -40,6 +41,7 @@ WORDS = {
     "Switch": "true or false",
     "Text": "text",
     "DataPath": "text or list",
+    "WandbConfig": "object",
     "None": "null",
 }
 
