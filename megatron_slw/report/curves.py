@@ -92,7 +92,8 @@ def finding(steps: Sequence[Record], evaluations: Sequence[Record]) -> str:
     span = (
         f"length {lengths[0]}" if min(lengths) == max(lengths) else f"lengths {lengths[0]} to {lengths[-1]}"
     )
-    cost = f"after {last['step']:,} steps and {count_text(last['tokens'])} tokens, {span}"
+    grown = "".join(f", grown at step {record['step'] - 1:,}" for record in steps if "grown_from" in record)
+    cost = f"after {last['step']:,} steps and {count_text(last['tokens'])} tokens, {span}{grown}"
     losses = [
         (record["val_loss"], record["step"]) for record in evaluations if record["val_loss"] is not None
     ]
@@ -162,7 +163,8 @@ def _label(axes: NDArray[Any], steps: Sequence[Record]) -> None:
     if grown:
         label = f"grown from {grown[0]}" if len(grown) == 1 else "grown"
         axes[0, 0].plot([], [], color=INK, linewidth=0.9, linestyle=GROWN, label=label)
-    axes[0, 0].legend(frameon=False, fontsize=9, loc="upper right")
+    # On a page of its own: the mark of a growth or a resume would go through the words.
+    axes[0, 0].legend(facecolor="white", edgecolor="none", framealpha=1, fontsize=9, loc="upper right")
 
 
 def _column(records: Sequence[Record], name: str) -> Floats:

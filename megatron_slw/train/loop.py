@@ -74,7 +74,7 @@ def train(job: Job, stop_after: int | None = None) -> Progress:
     config, progress, stability, pacing = job.config, job.start, job.stability, job.pacing
     curriculum = resolve_schedules(config, plan_of).curriculum
     with _output(job, stop_after) as output, StopRequest(job.engine.groups) as stop:
-        output.note(_greeting(job))
+        output.note(_greeting(job, stop_after))
         for warning in warnings(config):
             output.note(f"warning: {warning}")
         reached = output.growth_reached()
@@ -112,7 +112,7 @@ def _output(job: Job, stop_after: int | None) -> Output:
     return Output(job.config, job.plan, job.start, job.growth, job.engine.groups, stop_after)
 
 
-def _greeting(job: Job) -> str:
+def _greeting(job: Job, stop_after: int | None) -> str:
     """One line on what is about to happen."""
     model, plan, groups = job.config.model, job.plan, job.engine.groups
     size = f"{model.num_layers} layers x {model.hidden_size} ({count_text(parameters(model))} parameters)"
@@ -121,7 +121,9 @@ def _greeting(job: Job) -> str:
         return f"{size} on {layout}: trained to its last step {plan.total_steps} already"
     lengths = [run.seq_len for run in plan.runs]
     length = f"length {lengths[0]}" if len(lengths) == 1 else f"lengths {min(lengths)} to {max(lengths)}"
-    goal = f"to step {plan.total_steps} ({count_text(plan.tokens_trained)} tokens, {length})"
+    end = _end(plan, stop_after)
+    step = f"{end}" if end == plan.total_steps else f"{end} of {plan.total_steps}"
+    goal = f"to step {step} ({count_text(plan.progress_at(end).tokens)} tokens, {length})"
     return f"{size} on {layout}: {f'resumed at step {job.start.step}, ' if job.start.step else ''}{goal}"
 
 

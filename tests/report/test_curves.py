@@ -107,6 +107,7 @@ def test_a_growth_is_marked_in_every_panel_and_told_from_a_resume() -> None:
         (mark,) = [x for x in axis.lines if set(x.get_xdata()) == {at}]
         resumed = [x for x in axis.lines if len(set(x.get_xdata())) == 1 and x is not mark]
         assert mark.get_linestyle() == "-" and [x.get_linestyle() != "-" for x in resumed] == [True]
+    assert finding(steps, evaluations).endswith(" lengths 8 to 32, grown at step 250")
     legend = [text.get_text() for text in axes[0].get_legend().get_texts()]
     assert "grown from 2 layers x 96 at step 250" in legend and "resumed" in legend
 
