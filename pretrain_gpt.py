@@ -23,13 +23,14 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--dry-run", action="store_true", help="print layout, memory, plan and cost; train nothing")
     parser.add_argument("--json", action="store_true", help="print the dry run as one JSON object")
     parser.add_argument("--world-size", type=int, default=1, help="ranks to imagine in a dry run")
+    parser.add_argument("--hostfile", metavar="FILE", help="of the deepspeed command: check it, imagine its ranks")
     parser.add_argument("--stop-after", type=int, metavar="STEP", help="save and leave after this step of the run")
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # the deepspeed launcher adds it
     args, overrides = parser.parse_known_args(argv)
     if args.dry_run:
         from megatron_slw.report.dry_run import main as describe
 
-        return describe(args.ds_config, overrides, args.world_size, args.json)
+        return describe(args.ds_config, overrides, args.world_size, args.json, args.hostfile)
     from megatron_slw.train.job import main as run  # imports torch and DeepSpeed: ten seconds that a dry run saves
 
     return run(args.ds_config, overrides, args.stop_after)

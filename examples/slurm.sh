@@ -27,5 +27,5 @@ python pretrain_gpt.py --ds-config "$CONFIG" --dry-run --world-size "$SLURM_NTAS
 
 # No launcher in between: Slurm's signals reach every rank.
 # shellcheck disable=SC2016  # the variables are those of each task
-srun bash -c 'RANK=$SLURM_PROCID WORLD_SIZE=$SLURM_NTASKS LOCAL_RANK=$SLURM_LOCALID \
+srun --kill-on-bad-exit=1 bash -c 'RANK=$SLURM_PROCID WORLD_SIZE=$SLURM_NTASKS LOCAL_RANK=$SLURM_LOCALID \
     exec python pretrain_gpt.py --ds-config "$CONFIG" "$@"' task "$@"

@@ -11,6 +11,7 @@ from typing import Any
 
 from megatron_slw.config.curriculum_rules import warnings
 from megatron_slw.config.errors import ConfigError
+from megatron_slw.config.hostfile import read_hostfile
 from megatron_slw.config.load import load_config, to_json, with_train_samples, with_vocab_size
 from megatron_slw.config.schema import RunConfig
 from megatron_slw.data.blend import open_samples
@@ -30,9 +31,11 @@ _LABEL = 13  # columns of the names at the left
 _WIDTH = 110
 
 
-def main(path: str, overrides: Sequence[str], world_size: int, as_json: bool) -> int:
-    """Print the dry run of a configuration file; returns the exit status, 2 for a wrong configuration."""
+def main(path: str, overrides: Sequence[str], world_size: int, as_json: bool, hostfile: str | None = None) -> int:
+    """Print the dry run of a configuration file; returns the exit status, 2 for a wrong configuration or hostfile."""
     try:
+        if hostfile is not None:
+            world_size = sum(read_hostfile(hostfile).values())
         config = load_config(path, overrides, world_size)
         if config.model.vocab_size is None:
             dataset = IndexedDataset(config.data.corpora[0].prefix)

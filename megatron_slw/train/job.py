@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -26,7 +27,7 @@ from megatron_slw.data.vocabulary import shared_vocab_size
 from megatron_slw.data.windows import Windows
 from megatron_slw.model.init import initial_value
 from megatron_slw.parallel.groups import Groups, build_groups, check_precision, init_distributed
-from megatron_slw.parallel.launch import Launch, read_launch
+from megatron_slw.parallel.launch import Launch, agree_where_to_meet, read_launch
 from megatron_slw.parallel.sharding import Shard
 from megatron_slw.progress import Progress
 from megatron_slw.slw.adaptive import AdaptivePacing
@@ -38,6 +39,7 @@ from megatron_slw.train.loggers import check_loggers
 from megatron_slw.train.loop import Job, train
 from megatron_slw.train.rehearsal import OutOfMemory, rehearse
 
+RANK_0_FIRST_S = 10
 # Dense peak in TFLOP/s of the precision trained in, from the vendors' data sheets.
 PEAK_TFLOPS = {"H200": 989.0, "H100": 989.0, "A100": 312.0, "V100": 125.0}
 
@@ -50,6 +52,7 @@ def main(config_path: str, overrides: list[str], stop_after: int | None = None) 
         check_precision(config.precision)
         check_loggers(config.logging)
         open_data(config)  # what is wrong with the data is said before the processes meet
+        agree_where_to_meet(launch)
         init_distributed(launch)
         train(build_job(config, build_groups(config.parallel)), stop_after)
     except ConfigError as error:
@@ -66,9 +69,14 @@ def main(config_path: str, overrides: list[str], stop_after: int | None = None) 
 
 
 def _report(launch: Launch, error: Exception, status: int) -> int:
-    """One sentence, on one rank."""
-    if launch.rank == 0:
-        print(error, file=sys.stderr, flush=True)
+    """One sentence, on one rank.
+
+    A launcher ends all ranks when one has failed: rank 0 gets the time to say what all have found. Who is alive after
+    that has found it alone.
+    """
+    if launch.rank:
+        time.sleep(RANK_0_FIRST_S)
+    print(f"rank {launch.rank}: {error}" if launch.rank else error, file=sys.stderr, flush=True)
     return status
 
 
