@@ -29,7 +29,7 @@ from megatron_slw.config.errors import ConfigError
 from megatron_slw.config.json_file import read_json
 from megatron_slw.progress import whole_number
 
-FORMAT, VERSION = "megatron_slw.checkpoint", 2
+FORMAT, VERSION = "megatron_slw.checkpoint", 3
 MANIFEST, STATE = "manifest.json", "state.json"
 WRITING, DELETING = ".writing", ".deleting"
 MAX_JSON_BYTES = 64 << 20

@@ -12,7 +12,14 @@ from megatron_slw.parallel.groups import Groups
 from megatron_slw.parallel.sharding import sharded_parameters
 from megatron_slw.slw.plan import Plan
 from megatron_slw.train.engine import Engine
-from megatron_slw.train.engine_state import WEIGHT, ensure_optimizer_state, tensor_kinds, write_scaler, write_tensor
+from megatron_slw.train.engine_state import (
+    WEIGHT,
+    ensure_optimizer_state,
+    tensor_kinds,
+    write_scaler,
+    write_tensor,
+    write_weight,
+)
 
 
 def verify_together(checkpoint: Checkpoint, groups: Groups) -> None:
@@ -63,6 +70,19 @@ def check_plan(checkpoint: Checkpoint, plan: Plan) -> None:
             f"this configuration's plan has {ours.samples} and {ours.tokens} there. Keep the batch size and the "
             "schedule of the steps already trained, or start in a new logging.directory."
         )
+
+
+def restore(engine: Engine, checkpoint: Checkpoint) -> None:
+    """Put an engine that has trained back to a checkpoint: weights, masters, moments, step, loss scale. Collective."""
+    ensure_optimizer_state(engine, checkpoint.optimizer_steps)
+    for shard, param in sharded_parameters(engine.ds.module):
+        for kind in tensor_kinds(engine):
+            value = checkpoint.tensor(f"{kind}/{shard.name}", shard).to(engine.groups.device)
+            if kind == WEIGHT:
+                write_weight(engine, param, value)
+            write_tensor(engine, param, kind, value)
+    if checkpoint.loss_scaler is not None and engine.config.precision == "fp16":
+        write_scaler(engine, checkpoint.loss_scaler)
 
 
 def load_optimizer_state(engine: Engine, checkpoint: Checkpoint) -> None:

@@ -20,6 +20,8 @@ from megatron_slw.growth.record import GrowthRecord
 from megatron_slw.progress import Progress, whole_number
 from megatron_slw.slw.adaptive import AdaptivePacing
 from megatron_slw.slw.plan import Plan
+from megatron_slw.slw.skipped import Skipped
+from megatron_slw.slw.spikes import SpikeWindow
 from megatron_slw.slw.stability import Stability
 
 SCALER_FIELDS = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
@@ -41,6 +43,10 @@ class TrainingState:
     stability: Stability = field(default_factory=Stability)
     """What the instruments measured. Not reckoned again from metrics.jsonl, which lies in the run directory: it is
     absent where a run starts from another's checkpoint, and a person may have deleted it."""
+    spike_window: SpikeWindow = field(default_factory=SpikeWindow)
+    """What the next steps are judged by."""
+    skipped: Skipped = field(default_factory=Skipped)
+    """Steps of the plan that were not trained, or will not be."""
     growth: GrowthRecord | None = None
     """What the model grew by; None for one that never grew."""
     pacing: AdaptivePacing | None = None
@@ -58,6 +64,8 @@ class TrainingState:
             "config": to_json(self.config),
             "dataset": self.dataset,
             "stability": self.stability.to_json(),
+            "spike_window": self.spike_window.to_json(),
+            "skipped": self.skipped.to_json(),
             "growth": None if self.growth is None else self.growth.to_json(),
             "pacing": None if self.pacing is None else self.pacing.to_json(),
             "optimizer_steps": self.optimizer_steps,
@@ -81,6 +89,8 @@ class TrainingState:
             config=_config(data["config"]),
             dataset=_dataset(data["dataset"]),
             stability=Stability.from_json(data["stability"]),
+            spike_window=SpikeWindow.from_json(data["spike_window"]),
+            skipped=Skipped.from_json(data["skipped"]),
             growth=None if data["growth"] is None else GrowthRecord.from_json(data["growth"]),
             pacing=None if data["pacing"] is None else AdaptivePacing.from_json(data["pacing"]),
             optimizer_steps=None if steps is None else whole_number(steps, "optimizer_steps"),

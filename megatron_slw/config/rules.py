@@ -28,6 +28,7 @@ def check(config: RunConfig) -> None:
     _half_precision_needs_zero(config)
     _one_training_length(config)
     _growth_point_is_measured(config)
+    _rollback_has_checkpoints(config)
     _learning_rate(config)
     _split(config)
     _sequence_parallel_length(config)
@@ -147,6 +148,14 @@ def _growth_point_is_measured(config: RunConfig) -> None:
         raise ConfigError(
             f"training.grow_when {config.training.grow_when} is judged by validation losses, but evaluation.interval "
             "is 0. Set it to the steps between evaluations."
+        )
+
+
+def _rollback_has_checkpoints(config: RunConfig) -> None:
+    if config.training.on_spike == "rollback" and not config.checkpoint.interval:
+        raise ConfigError(
+            "training.on_spike rollback goes back to the last checkpoint, but checkpoint.interval is 0. Set it to the "
+            "steps between saves, or use skip."
         )
 
 

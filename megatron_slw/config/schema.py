@@ -177,6 +177,17 @@ class TrainingConfig(Section):
     """d log validation loss / d log compute from which on a larger model should take over; see docs/growth.md."""
     activation_checkpointing: Switch = False
     """Recompute each transformer layer in the backward pass."""
+    on_spike: Literal["stop", "skip", "rollback"] | None = None
+    """What becomes of a step whose loss or gradient norm is not finite or stands out; None stops at the former and
+    trains on the latter."""
+    spike_sigmas: PositiveFloat = 6.0
+    """Standard deviations above the mean of the last 128 steps from which on a value stands out."""
+    spike_limit: PositiveInt = 10
+    """Faults within 1,000 steps that are skipped or gone back from; one more stops the run."""
+    rollback_steps: PositiveInt = 200
+    """Steps that a rollback leaves out, half of them before the fault."""
+    rerun: Switch = False
+    """Repeat a refused step from the same state; go on if it was a passing fault."""
 
 
 class EvaluationConfig(Section):

@@ -23,6 +23,8 @@ from megatron_slw.growth.stage import Stage
 from megatron_slw.progress import Progress
 from megatron_slw.slw.compile import compile_plan
 from megatron_slw.slw.plan import Plan
+from megatron_slw.slw.skipped import Skipped
+from megatron_slw.slw.spikes import SpikeWindow
 from megatron_slw.slw.stability import Stability
 from megatron_slw.train.estimate import parameters
 
@@ -120,9 +122,10 @@ def derive(
         config=config,
         dataset=_dataset(checkpoint, config, paths),
         growth=record,
+        spike_window=SpikeWindow(),  # of another model
     )
     if restarts:  # what was measured on the other clock
-        state = replace(state, stability=Stability(), pacing=None)
+        state = replace(state, stability=Stability(), pacing=None, skipped=Skipped())
     return GrownRun(config, tree, progress, plan, record, state, own)
 
 

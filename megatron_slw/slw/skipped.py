@@ -60,9 +60,19 @@ class Skipped:
         """What leaves a step out; None for a step that is trained."""
         return next((skip for skip in self.skips if step in skip), None)
 
+    def stretches(self, before: int) -> list[tuple[int, int]]:
+        """[first, stop) of the steps left out below `before`, in order and apart from each other."""
+        found: list[tuple[int, int]] = []
+        for skip in sorted(self.skips, key=lambda skip: skip.first):
+            first = max(skip.first, found[-1][1] if found else 0)
+            stop = min(skip.stop, before)
+            if first < stop:
+                found.append((first, stop))
+        return found
+
     def steps_before(self, step: int) -> int:
         """How many of the first `step` steps are left out."""
-        return sum(stop - first for first, stop in self._stretches(step))
+        return sum(stop - first for first, stop in self.stretches(step))
 
     def faults_since(self, step: int) -> int:
         """How many faults there were at this step or later ones."""
@@ -71,7 +81,7 @@ class Skipped:
     def trained(self, plan: Plan, progress: Progress) -> Progress:
         """`progress`, a position in the plan, with the labels in `tokens` that were really trained."""
         lost = 0
-        for first, stop in self._stretches(progress.step):
+        for first, stop in self.stretches(progress.step):
             lost += plan.progress_at(stop).tokens - plan.progress_at(first).tokens
         return replace(progress, tokens=progress.tokens - lost)
 
@@ -85,16 +95,6 @@ class Skipped:
         if not isinstance(data, list) or len(data) > MAX_SKIPS:
             raise ConfigError(f"skipped must be a list of at most {MAX_SKIPS} objects, but is {data!r:.80}")
         return cls(tuple(_skip(entry, f"skipped[{i}]") for i, entry in enumerate(data)))
-
-    def _stretches(self, before: int) -> list[tuple[int, int]]:
-        """[first, stop) of the steps left out below `before`, in order and apart from each other."""
-        found: list[tuple[int, int]] = []
-        for skip in sorted(self.skips, key=lambda skip: skip.first):
-            first = max(skip.first, found[-1][1] if found else 0)
-            stop = min(skip.stop, before)
-            if first < stop:
-                found.append((first, stop))
-        return found
 
 
 def sample_ranges(step: BatchStep) -> list[list[int]]:

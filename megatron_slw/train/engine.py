@@ -276,7 +276,8 @@ class Engine:
         groups = self.groups
         if groups.pp_size > 1:
             last = groups.pp_rank == groups.pp_size - 1
-            self._local_loss = self.ds.total_loss.detach() if last else torch.zeros((), device=groups.device)
+            micros = self.ds.gradient_accumulation_steps()  # the pipeline sums what the plain engine averages
+            self._local_loss = self.ds.total_loss.detach() / micros if last else torch.zeros((), device=groups.device)
         losses = gathered(self._local_loss.float(), groups)
         self._loss = mean_loss(losses, groups)
         bad = [rank for rank, loss in enumerate(losses) if not math.isfinite(loss)]
@@ -325,6 +326,6 @@ class Engine:
         first = step.samples_before + (replica or 0) * share
         who = "" if replica is None else f"data-parallel rank {replica}, "
         return (
-            f"step {step.step}: {what} ({who}samples {first} to {first + share - 1}, length {step.seq_len}). The "
+            f"step {step.step + 1}: {what} ({who}samples {first} to {first + share - 1}, length {step.seq_len}). The "
             "weights are those before the step; lower optimizer.params.lr, or look at the data."
         )

@@ -60,6 +60,16 @@ def write_tensor(engine: Engine, param: nn.Parameter, kind: str, value: Tensor) 
         safe_set_full_optimizer_state(param, value, kind)
 
 
+def write_weight(engine: Engine, param: nn.Parameter, value: Tensor) -> None:
+    """Set the weight that the forward pass uses, a rounding of the master; in fp32 under ZeRO it is a copy of it."""
+    if engine.config.zero_stage < 3:
+        param.data.copy_(value)
+        return
+    param.ds_tensor.data.copy_(_partition(param, value, engine))  # type: ignore[attr-defined]
+    if param.data.numel() == value.numel():  # small ones stay whole on every rank
+        param.data.copy_(value.view_as(param.data))
+
+
 def local_fragment(engine: Engine, param: nn.Parameter, kind: str) -> Tensor | None:
     """This rank's own part of an optimizer tensor, flat, without ZeRO's padding; a view, no communication.
 

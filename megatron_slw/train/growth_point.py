@@ -16,7 +16,7 @@ from megatron_slw.growth.planner.watch import growth_point
 from megatron_slw.growth.record import GrowthRecord
 from megatron_slw.parallel.groups import Groups
 from megatron_slw.progress import Progress
-from megatron_slw.train.metrics import FILE_NAME, StepMetrics, stream_metrics
+from megatron_slw.train.metrics import FILE_NAME, Record, StepMetrics, stream_metrics
 
 
 class GrowthPoint:
@@ -41,6 +41,9 @@ class GrowthPoint:
     def evaluation(self, progress: Progress, loss: float) -> None:
         """A validation loss; rank 0 alone."""
         self._reader.take({"tokens": progress.tokens, "val_loss": loss})
+
+    def skipped(self, record: Record) -> None:
+        """A step that was left out; it says nothing of the curve."""
 
     def reached(self) -> str | None:
         """Why the run should end here, the same on all ranks but for the words; None if it should not. Collective."""

@@ -17,6 +17,7 @@ from megatron_slw.checkpoint import format as layout
 from megatron_slw.checkpoint.load import Checkpoint
 from megatron_slw.checkpoint.resume import check_model, check_plan, load_optimizer_state, verify_together
 from megatron_slw.checkpoint.save import SaveError
+from megatron_slw.checkpoint.skip_journal import read_journal
 from megatron_slw.config.errors import ConfigError
 from megatron_slw.config.load import load_config, to_json, with_train_samples, with_vocab_size
 from megatron_slw.config.schema import RunConfig
@@ -32,8 +33,10 @@ from megatron_slw.parallel.sharding import Shard
 from megatron_slw.progress import Progress
 from megatron_slw.slw.adaptive import AdaptivePacing
 from megatron_slw.slw.compile import compile_plan
+from megatron_slw.slw.skipped import Skipped
+from megatron_slw.slw.spikes import SpikeWindow
 from megatron_slw.slw.stability import Stability
-from megatron_slw.train.engine import Engine, NonFiniteError
+from megatron_slw.train.engine import Engine, StepRefused
 from megatron_slw.train.engine_state import WEIGHT, ensure_optimizer_state
 from megatron_slw.train.loggers import check_loggers
 from megatron_slw.train.loop import Job, train
@@ -57,7 +60,7 @@ def main(config_path: str, overrides: list[str], stop_after: int | None = None) 
         train(build_job(config, build_groups(config.parallel)), stop_after)
     except ConfigError as error:
         return _report(launch, error, 2)
-    except (NonFiniteError, SaveError) as error:
+    except (StepRefused, SaveError) as error:
         return _report(launch, error, 1)
     except OutOfMemory as error:
         print(error, file=sys.stderr, flush=True)  # from this rank: the others' memory may suffice
@@ -95,6 +98,7 @@ def build_job(config: RunConfig, groups: Groups) -> Job:
         layout.remove_debris(directory)
     dist.barrier()
     checkpoint = find_checkpoint(config)
+    journal = read_journal(directory)
     pacing = _pacing(config, checkpoint)
     plan = compile_plan(config, pacing.decisions if pacing is not None else ())
     dataset = fingerprint(train_windows, config.data, config.training.seed)
@@ -126,6 +130,8 @@ def build_job(config: RunConfig, groups: Groups) -> Job:
         dataset=dataset,
         start=start,
         stability=checkpoint.stability if checkpoint is not None else Stability(),
+        spike_window=checkpoint.state.spike_window if checkpoint is not None else SpikeWindow(),
+        skipped=(checkpoint.state.skipped if checkpoint is not None else Skipped()).joined(journal.skips),
         growth=growth,
         pacing=pacing,
         checkpoints=directory,

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,18 +15,18 @@ from megatron_slw.growth.record import GrowthRecord
 from megatron_slw.progress import Progress
 from megatron_slw.slw.adaptive import AdaptivePacing
 from megatron_slw.slw.compile import compile_plan, plan_of
-from megatron_slw.slw.plan import BatchStep, Plan
+from megatron_slw.slw.plan import Plan
 from megatron_slw.slw.resolve import resolve_schedules
+from megatron_slw.slw.skipped import Skipped
+from megatron_slw.slw.spikes import SpikeWindow
 from megatron_slw.slw.stability import Stability
-from megatron_slw.train.engine import Engine, StepResult
-from megatron_slw.train.estimate import flops_per_token, parameters, plan_flops
+from megatron_slw.train.engine import Engine
+from megatron_slw.train.estimate import parameters
 from megatron_slw.train.evaluate import validation_loss
-from megatron_slw.train.learning_rate import learning_rate
-from megatron_slw.train.metrics import StepMetrics
-from megatron_slw.train.optimizer_statistics import VarianceSqrt, variance_sqrt
 from megatron_slw.train.output import Output
-from megatron_slw.train.rehearsal import explained_out_of_memory
+from megatron_slw.train.refusal import RollBack, rolled_back
 from megatron_slw.train.signals import StopRequest
+from megatron_slw.train.step import Measured, pass_step
 from megatron_slw.train.units import count_text
 
 
@@ -46,6 +44,10 @@ class Job:
     start: Progress
     stability: Stability
     """What was measured before `start`."""
+    spike_window: SpikeWindow
+    """What the first steps are judged by."""
+    skipped: Skipped
+    """Steps that were left out before `start`, and those that will be."""
     growth: GrowthRecord | None
     """What the model grew by; None for one that never grew."""
     pacing: AdaptivePacing | None
@@ -67,11 +69,21 @@ def train(job: Job, stop_after: int | None = None) -> Progress:
         What was trained; less than the plan if the run was stopped.
 
     Raises:
-        NonFiniteError: a loss or gradient norm is not finite; nothing was updated or saved for that step.
+        StepRefused: a loss or gradient norm is not finite or stands out, and the run stops there; nothing was updated
+            or saved for that step.
         OutOfMemory: on a rank whose memory did not suffice.
         SaveError: a checkpoint could not be written.
     """
-    config, progress, stability, pacing = job.config, job.start, job.stability, job.pacing
+    while True:
+        try:
+            return _train(job, stop_after)
+        except RollBack as decision:
+            job = rolled_back(job, decision.checkpoint)
+
+
+def _train(job: Job, stop_after: int | None) -> Progress:
+    config, progress, pacing = job.config, job.start, job.pacing
+    measured = Measured(job.stability, job.spike_window, job.skipped)
     curriculum = resolve_schedules(config, plan_of).curriculum
     with _output(job, stop_after) as output, StopRequest(job.engine.groups) as stop:
         output.note(_greeting(job, stop_after))
@@ -80,9 +92,9 @@ def train(job: Job, stop_after: int | None = None) -> Progress:
         reached = output.growth_reached()
         while reached is None and progress.step < _end(job.plan, stop_after):
             step = job.plan.at(progress.step)
-            result, stability = _train_one(job, step, stability, output)
+            result, measured = pass_step(job, step, measured, output)
             progress = step.after
-            if pacing is not None and curriculum is not None:
+            if result is not None and pacing is not None and curriculum is not None:
                 decided, pacing = pacing.decisions, pacing.after(step.step, result.loss, curriculum)
                 if pacing.decisions != decided:
                     job = replace(job, plan=compile_plan(config, pacing.decisions))
@@ -90,10 +102,11 @@ def train(job: Job, stop_after: int | None = None) -> Progress:
             stopping = stop.agreed()
             last = progress.step == _end(job.plan, stop_after)
             if job.valid_data is not None and _due(progress.step, config.evaluation.interval, last):
-                output.evaluation(progress, validation_loss(job.engine, job.valid_data, config))
+                trained = measured.skipped.trained(job.plan, progress)
+                output.evaluation(trained, validation_loss(job.engine, job.valid_data, config))
                 reached = output.growth_reached()
             if stopping or reached or _due(progress.step, config.checkpoint.interval, last):
-                output.note(f"saved {_save(job, progress, stability, pacing)}")
+                output.note(f"saved {_save(job, progress, measured, pacing)}")
             if stopping:
                 output.note(
                     f"stopped by {stopping} after step {progress.step} of {job.plan.total_steps}; the same command "
@@ -109,7 +122,8 @@ def train(job: Job, stop_after: int | None = None) -> Progress:
 
 
 def _output(job: Job, stop_after: int | None) -> Output:
-    return Output(job.config, job.plan, job.start, job.growth, job.engine.groups, stop_after)
+    start = job.skipped.trained(job.plan, job.start)
+    return Output(job.config, job.plan, start, job.growth, job.engine.groups, stop_after)
 
 
 def _greeting(job: Job, stop_after: int | None) -> str:
@@ -127,8 +141,18 @@ def _greeting(job: Job, stop_after: int | None) -> str:
     return f"{size} on {layout}: {f'resumed at step {job.start.step}, ' if job.start.step else ''}{goal}"
 
 
-def _save(job: Job, progress: Progress, stability: Stability, pacing: AdaptivePacing | None) -> Path:
-    state = TrainingState(progress, job.plan, job.config, job.dataset, stability, job.growth, pacing)
+def _save(job: Job, progress: Progress, measured: Measured, pacing: AdaptivePacing | None) -> Path:
+    state = TrainingState(
+        progress,
+        job.plan,
+        job.config,
+        job.dataset,
+        measured.stability,
+        measured.spike_window,
+        measured.skipped,
+        job.growth,
+        pacing,
+    )
     return save_checkpoint(job.engine, job.checkpoints, state, job.config.checkpoint.keep_last)
 
 
@@ -138,49 +162,3 @@ def _end(plan: Plan, stop_after: int | None) -> int:
 
 def _due(step: int, interval: int, last: bool) -> bool:
     return last or (interval > 0 and step % interval == 0)
-
-
-def _train_one(job: Job, step: BatchStep, before: Stability, output: Output) -> tuple[StepResult, Stability]:
-    began = time.perf_counter()
-    groups = job.engine.groups
-    blocks = job.train_data.read(step, groups.dp_rank, groups.dp_size)
-    rate = learning_rate(job.config, job.plan, step.step, job.growth)
-    with explained_out_of_memory(job.config, step, groups.rank, f"in step {step.step + 1}"):
-        result = job.engine.train_step(blocks, step, rate)
-        variance = variance_sqrt(job.engine)
-    seconds = time.perf_counter() - began
-    after = before.after(result.loss, result.grad_norm if result.applied else math.nan)
-    output.step(_metrics(job, step, rate, result, seconds, before.loss_ratio(result.loss), after, variance))
-    return result, after
-
-
-def _metrics(
-    job: Job,
-    step: BatchStep,
-    rate: float,
-    result: StepResult,
-    seconds: float,
-    loss_ratio: float,
-    stability: Stability,
-    variance: VarianceSqrt | None,
-) -> StepMetrics:
-    flops = step.rows * step.seq_len * flops_per_token(job.config.model, step.seq_len)  # masked labels cost the same
-    return StepMetrics(
-        step=step.after.step,
-        tokens=step.after.tokens,
-        samples=step.after.samples,
-        seq_len=step.seq_len,
-        loss=result.loss,
-        lr=rate,
-        grad_norm=result.grad_norm,
-        step_time_s=seconds,
-        tokens_per_s=step.tokens / seconds,
-        mfu=flops / seconds / job.peak_flops if job.peak_flops else None,
-        loss_ratio=loss_ratio,
-        loss_ratio_count=stability.loss_ratio_count,
-        spike_score=stability.spike_score,
-        variance_sqrt_l1=variance.l1 if variance else None,
-        variance_sqrt_abs_max=variance.abs_max if variance else None,
-        flops=plan_flops(job.config.model, job.plan, step.after.step),
-        tokens_discarded=job.plan.tokens_untrained_at(step.after.step),
-    )

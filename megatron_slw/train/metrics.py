@@ -20,6 +20,8 @@ from megatron_slw.config.errors import ConfigError
 from megatron_slw.progress import Progress
 
 FILE_NAME = "metrics.jsonl"
+EVENT = "event"
+"""The key of a record that is neither of a step nor of an evaluation; its value is the kind."""
 MAX_LINE = 1 << 16
 """Bytes; no record comes near it, and a file without line ends must not fill the memory."""
 Record = dict[str, Any]
@@ -115,6 +117,10 @@ class MetricsWriter:
         """Write the mean validation loss (nats per token, at full length) after `progress.step` steps."""
         self._write({"step": progress.step, "tokens": progress.tokens, "val_loss": val_loss})
 
+    def skipped(self, record: Record) -> None:
+        """Write that a step was left out."""
+        self._write(record)
+
     def close(self) -> None:
         """Flush and close the file; writing afterwards is an error."""
         self._file.close()
@@ -186,7 +192,7 @@ def read_metrics(path: str | Path) -> tuple[list[Record], list[Record]]:
 def stream_metrics(path: str | Path, on_bytes: Callable[[int], None] | None = None) -> Iterator[tuple[int, Record]]:
     """Yield (line number from 1, record) of a metrics.jsonl, one line in memory at a time.
 
-    A last line that a kill cut off is left out.
+    A last line that a kill cut off is left out, and so are events.
 
     Args:
         path: of the file.
@@ -202,8 +208,13 @@ def stream_metrics(path: str | Path, on_bytes: Callable[[int], None] | None = No
             raise ConfigError(f"{path}: line {damaged} is no metrics record: restore or remove the line")
         if record is None:
             damaged = number
-        else:
+        elif EVENT not in record:
             yield number, record
+
+
+def read_events(path: str | Path) -> list[Record]:
+    """Return the records of what happened beside steps and evaluations: steps that were left out."""
+    return [record for _, record in _records(Path(path)) if record is not None and EVENT in record]
 
 
 def _records(path: Path, on_bytes: Callable[[int], None] | None = None) -> Iterator[tuple[int, Record | None]]:

@@ -89,6 +89,11 @@ class Output:
         for sink in self._sinks:
             sink.evaluation(progress, loss)
 
+    def skipped(self, record: dict[str, Any]) -> None:
+        """A step was left out: its line of metrics.jsonl."""
+        for sink in self._sinks:
+            sink.skipped(record)
+
     def growth_reached(self) -> str | None:
         """Why the run ends here for a larger model, the same on all ranks; collective."""
         return self.growth_point.reached() if self.growth_point is not None else None

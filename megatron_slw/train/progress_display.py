@@ -6,8 +6,9 @@ import math
 import sys
 import time
 from collections import deque
+from collections.abc import Mapping
 from types import TracebackType
-from typing import TextIO
+from typing import Any, TextIO
 
 from rich.console import Console
 from rich.progress import BarColumn, TextColumn
@@ -145,6 +146,12 @@ class ProgressDisplay:
     def evaluation(self, progress: Progress, val_loss: float) -> None:
         """Show a validation loss."""
         self.note(f"step {progress.step}/{self._steps} | validation loss {val_loss:.4f}")
+
+    def skipped(self, record: Mapping[str, Any]) -> None:
+        """Take in that a step was left out: its tokens will not come."""
+        self._speed.total_tokens -= record["tokens_skipped"]
+        if self._bar is not None:
+            self._bar.update(self._task, total=self._speed.total_tokens)
 
     def note(self, text: str) -> None:
         """Print a line, above the bar if there is one."""

@@ -12,6 +12,7 @@ from megatron_slw.config.errors import ConfigError
 from megatron_slw.progress import Progress
 
 NOT_DRAWN = ("step", "samples", "step_time_s")
+DRAWN_OF_SKIPPED = ("tokens_skipped", "loss", "grad_norm")
 BY_TOKENS = (
     "train/loss", "train/loss_ratio", "train/grad_norm", "train/variance_sqrt_l1", "train/variance_sqrt_abs_max",
     "validation/loss",
@@ -20,12 +21,15 @@ BY_TOKENS = (
 
 
 def scalars_of(record: Mapping[str, Any]) -> dict[str, float]:
-    """What is drawn of a line of metrics.jsonl: a step's numbers as train/KEY, a validation loss as validation/loss.
+    """What is drawn of a line of metrics.jsonl: a step's numbers as train/KEY, a validation loss as validation/loss,
+    and as skipped/KEY what there is of a step that was left out.
 
     What is no finite number is left out.
     """
     if "val_loss" in record:
         values = {"validation/loss": record["val_loss"]}
+    elif "event" in record:
+        values = {f"skipped/{key}": record[key] for key in DRAWN_OF_SKIPPED}
     else:
         values = {f"train/{key}": value for key, value in record.items() if key not in NOT_DRAWN}
     return {tag: value for tag, value in values.items() if type(value) in (int, float) and math.isfinite(value)}

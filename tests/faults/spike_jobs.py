@@ -34,8 +34,10 @@ def faulty(engine: Engine, place: str, factor: float, rank: int) -> Iterator[Non
     elif place == "gradient":
         param = max(engine.ds.module.parameters(), key=lambda param: param.shard.name)
         hook = param.register_hook(lambda gradient: gradient * factor)
-        yield
-        hook.remove()
+        try:
+            yield
+        finally:
+            hook.remove()
     else:
         take = engine._take_model_step
 
@@ -46,8 +48,10 @@ def faulty(engine: Engine, place: str, factor: float, rank: int) -> Iterator[Non
             take(lr_kwargs)
 
         engine._take_model_step = spoilt
-        yield
-        engine._take_model_step = take
+        try:
+            yield
+        finally:
+            engine._take_model_step = take
 
 
 @contextlib.contextmanager
@@ -120,6 +124,22 @@ def refused_in_turn(config: RunConfig, faults: list[tuple[str, str, int]]) -> di
             wrong.append((kind, place, rank, said, moved[:3]))
     losses += [take_step(engine, number, stands_out) for number in range(BAD_STEP + 1, STEPS)]
     return {"wrong": wrong, "losses": losses, "state": whole_state(engine)}
+
+
+def judged_and_reported(config: RunConfig) -> list[tuple[float, float, float, float]]:
+    """(judged loss, reported loss, judged norm, reported norm) of each step."""
+    engine, found = make_engine(config), []
+    for number in range(STEPS):
+        seen: list[float] = []
+
+        def judge(loss: float, grad_norm: float | None, seen: list[float] = seen) -> None:
+            seen[:] = [loss, grad_norm if grad_norm is not None else 0.0]
+
+        groups, step = engine.groups, compile_plan(config).at(number)
+        blocks = synthetic_blocks(step, config.model.vocab_size or 0, groups.dp_rank, groups.dp_size)
+        result = engine.train_step(blocks, step, RATE, judge)  # type: ignore[arg-type]
+        found.append((seen[0], result.loss, seen[1], result.grad_norm))
+    return found
 
 
 def left_out(config: RunConfig) -> dict[str, Any]:

@@ -57,6 +57,16 @@ def test_every_fault_is_refused_and_leaves_no_trace(
     check(found, pool.run(spike_jobs.left_out, config.world_size, (config,)))
 
 
+@pytest.mark.parametrize("layout", PARAMS)
+def test_what_is_judged_is_what_is_reported(pool: WorkerPool, tmp_path: Path, layout: str) -> None:
+    """On every rank alike, at several accumulation steps and lengths."""
+    config = tiny_config(tmp_path, **(LAYOUTS | MORE)[layout])
+    ranks = pool.run(spike_jobs.judged_and_reported, config.world_size, (config,))
+    assert all(found == ranks[0] for found in ranks), "ranks judge by different numbers"
+    for loss, reported_loss, norm, reported_norm in ranks[0]:
+        assert loss == pytest.approx(reported_loss, rel=1e-6) and norm == reported_norm
+
+
 @pytest.mark.fault(9)
 def test_a_spike_does_not_move_fp16s_loss_scale(
     pool: WorkerPool, tmp_path: Path, injections: Callable[[int], None]

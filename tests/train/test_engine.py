@@ -33,7 +33,7 @@ def test_a_nan_weight_stops_before_the_update(pool: WorkerPool, tmp_path: Path, 
     config = tiny_config(tmp_path, **LAYOUTS[layout])
     for said, changed in pool.run(engine_jobs.poisoned_step, config.world_size, (config, "forward")):
         samples = "samples 24 to 31" if layout == "one" or "pp2" in layout else "rank 1, samples 28 to 31"
-        assert "step 3: the loss is not finite on rank" in said and samples in said, said
+        assert "step 4: the loss is not finite on rank" in said and samples in said, said
         assert not changed, "weights were updated"
 
 
@@ -42,7 +42,7 @@ def test_a_nan_gradient_stops_before_the_update(pool: WorkerPool, tmp_path: Path
     """The loss is finite: only the backward pass of one parameter on one rank gives a NaN."""
     config = tiny_config(tmp_path, **LAYOUTS[layout])
     for said, changed in pool.run(engine_jobs.poisoned_step, config.world_size, (config, "backward")):
-        assert "step 3: the gradient norm is not finite (samples 24 to 31" in said, said
+        assert "step 4: the gradient norm is not finite (samples 24 to 31" in said, said
         assert not changed, "weights were updated"
 
 
