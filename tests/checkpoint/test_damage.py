@@ -71,7 +71,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "manifest missing": (lambda c: (c / "manifest.json").unlink(), "has no manifest.json"),
     "manifest empty": (lambda c: (c / "manifest.json").write_text(""), "manifest.json is not JSON"),
     "manifest of another version": (
-        lambda c: edit_json(c / "manifest.json", lambda m: m.update(version=3)), "version 3"),
+        lambda c: edit_json(c / "manifest.json", lambda m: m.update(version=99)), "version 99"),
     "manifest of another program": (
         lambda c: edit_json(c / "manifest.json", lambda m: m.update(format="x")), "manifest.json says 'x'"),
     "file name leaves the folder": (
