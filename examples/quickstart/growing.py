@@ -86,6 +86,9 @@ class Growing:
                 result = grow.run(growth, WORKERS, done)
         except grow.GrowthError as error:
             raise GrowingFailed(str(error)) from None
+        if growth.tokens is not None:
+            rows, length = growth.tokens.shape
+            say(f"both models run in fp64 on the first {rows * (length - 1)} training tokens:")
         return grown_facts(growth, result)
 
     def clear(self, say: Callable[[str], None]) -> None:

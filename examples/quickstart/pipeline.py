@@ -182,7 +182,7 @@ class Quickstart:
         inputs = {"model": file_sha256(small.final_checkpoint / MANIFEST), "flags": shlex.join(growing.flags)}
 
         def make() -> Facts:
-            self._announce("grow", "more layers and wider ones; moments, schedule and clock go on")
+            self._announce("grow", "a larger model with the same loss; moments, schedule and clock go on")
             return growing(self._note)
 
         return growing, self._step(self.run_stamps, "grow", inputs, [growing.config], make, grown_text)
