@@ -25,15 +25,21 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--world-size", type=int, default=1, help="ranks to imagine in a dry run")
     parser.add_argument("--hostfile", metavar="FILE", help="of the deepspeed command: check it, imagine its ranks")
     parser.add_argument("--stop-after", type=int, metavar="STEP", help="save and leave after this step of the run")
+    parser.add_argument("--max-restarts", type=int, default=0, metavar="N", help="go on by itself after N failures")
+    parser.add_argument("--life-fd", type=int, help=argparse.SUPPRESS)  # of the parent that restarts
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # the deepspeed launcher adds it
     args, overrides = parser.parse_known_args(argv)
     if args.dry_run:
         from megatron_slw.report.dry_run import main as describe
 
         return describe(args.ds_config, overrides, args.world_size, args.json, args.hostfile)
+    if args.max_restarts > 0 and args.life_fd is None:
+        from megatron_slw.train.supervisor import main as restarted
+
+        return restarted([sys.executable, *(sys.argv if argv is None else [__file__, *argv])], args.max_restarts)
     from megatron_slw.train.job import main as run  # imports torch and DeepSpeed: ten seconds that a dry run saves
 
-    return run(args.ds_config, overrides, args.stop_after)
+    return run(args.ds_config, overrides, args.stop_after, args.life_fd)
 
 
 if __name__ == "__main__":

@@ -175,6 +175,8 @@ class TrainingConfig(Section):
     """auto ends the run at its growth point, judged at each evaluation."""
     grow_slope: NegativeFloat = -0.0475
     """d log validation loss / d log compute from which on a larger model should take over; see docs/growth.md."""
+    hang_timeout_s: NonNegativeFloat = 1800.0
+    """Seconds without progress on some rank after which the job ends and says where each stood; 0 waits for ever."""
     activation_checkpointing: Switch = False
     """Recompute each transformer layer in the backward pass."""
     on_spike: Literal["stop", "skip", "rollback"] | None = None

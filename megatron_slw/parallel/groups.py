@@ -27,6 +27,8 @@ from megatron_slw.config.errors import ConfigError  # noqa: E402
 from megatron_slw.config.schema import ParallelConfig  # noqa: E402
 from megatron_slw.parallel.launch import Launch  # noqa: E402
 
+COLLECTIVE_TIMEOUT_S = 1800.0
+
 
 @dataclass(frozen=True)
 class Groups:
@@ -82,7 +84,9 @@ class ModelParallelUnit:
         return self._groups.dp_group
 
 
-def init_distributed(launch: Launch, store: Path | None = None, timeout_s: int = 1800) -> None:
+def init_distributed(
+    launch: Launch, store: Path | None = None, timeout_s: float = COLLECTIVE_TIMEOUT_S
+) -> dist.Store | None:
     """Start torch.distributed and DeepSpeed's wrapper of it: nccl on GPUs, gloo on CPUs.
 
     Args:
@@ -90,6 +94,9 @@ def init_distributed(launch: Launch, store: Path | None = None, timeout_s: int =
         store: a file for the rendezvous. torch's TCPStore listens on every interface of the machine, so a single
             process and the tests use a file instead.
         timeout_s: seconds after which a collective that a dead peer left hanging is given up.
+
+    Returns:
+        The store of the rendezvous, for messages beside the collectives; None if others had initialised before.
     """
     os.environ.setdefault("LOCAL_RANK", str(launch.local_rank))  # PipelineModule insists on reading it
     # DeepSpeed compiles a shared-memory all-reduce at its first start on a CPU (one to two minutes), which only its
@@ -97,19 +104,18 @@ def init_distributed(launch: Launch, store: Path | None = None, timeout_s: int =
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     if torch.cuda.is_available():
         torch.cuda.set_device(launch.local_rank)
+    rendezvous = None
     if not dist.is_initialized():
         if store is None and not launch.is_launched:
             store = Path(tempfile.mkdtemp(prefix="megatron_slw_")) / "store"
         method = f"file://{store}" if store is not None else "env://"
         backend = "nccl" if torch.cuda.is_available() else "gloo"
-        dist.init_process_group(
-            backend,
-            init_method=method,
-            rank=launch.rank,
-            world_size=launch.world_size,
-            timeout=timedelta(seconds=timeout_s),
-        )
+        rank, world, timeout = launch.rank, launch.world_size, timedelta(seconds=timeout_s)
+        rendezvous, _, _ = next(dist.rendezvous(method, rank, world, timeout=timeout))
+        own = dist.PrefixStore("collectives", rendezvous)
+        dist.init_process_group(backend, store=own, rank=rank, world_size=world, timeout=timeout)
     deepspeed.init_distributed(dist_backend=dist.get_backend(), auto_mpi_discovery=False, verbose=False)
+    return rendezvous
 
 
 def check_precision(precision: str) -> None:
@@ -141,9 +147,7 @@ def build_groups(parallel: ParallelConfig) -> Groups:
             f"parallel.tensor {parallel.tensor} x parallel.pipeline {parallel.pipeline} = {replica} does not divide "
             f"the {world} processes started. Start a multiple of {replica}."
         )
-    topology = PipeModelDataParallelTopology(
-        num_pp=parallel.pipeline, num_mp=parallel.tensor, num_dp=world // replica
-    )
+    topology = PipeModelDataParallelTopology(num_pp=parallel.pipeline, num_mp=parallel.tensor, num_dp=world // replica)
     here = topology.get_coord(rank)
 
     def own_group(rank_lists: list[list[int]]) -> dist.ProcessGroup | None:

@@ -96,3 +96,26 @@ def _agree_by_mpi(launch: Launch) -> tuple[str, str]:
             return address, str(comm.bcast(free.getsockname()[1]))
     finally:
         MPI.Finalize()
+
+
+def check_restartable() -> None:
+    """A rank can be started again by its parent where the ranks can then meet again.
+
+    Raises:
+        ConfigError: torchrun restarts ranks itself; MPI does not start twice in what one mpirun began.
+    """
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        raise ConfigError("--max-restarts is torchrun's own flag here: give it before pretrain_gpt.py.")
+    if read_launch().by_mpi and not (ADDRESS in os.environ and PORT in os.environ):
+        raise ConfigError(f"--max-restarts needs {ADDRESS} and {PORT} under mpirun. Export them.")
+
+
+def restart_environment(attempt: int) -> dict[str, str]:
+    """The environment of a rank's n-th restart: a rendezvous of its own.
+
+    At the port of the attempt before, a rank that is early would meet a rank 0 which is about to end.
+    """
+    env = dict(os.environ)
+    if PORT in env:
+        env[PORT] = str(_number(PORT) + attempt)
+    return env

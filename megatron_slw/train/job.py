@@ -27,7 +27,7 @@ from megatron_slw.data.loader import TrainLoader, ValidLoader
 from megatron_slw.data.vocabulary import shared_vocab_size
 from megatron_slw.data.windows import Windows
 from megatron_slw.model.init import initial_value
-from megatron_slw.parallel.groups import Groups, build_groups, check_precision, init_distributed
+from megatron_slw.parallel.groups import COLLECTIVE_TIMEOUT_S, Groups, build_groups, check_precision, init_distributed
 from megatron_slw.parallel.launch import Launch, agree_where_to_meet, read_launch
 from megatron_slw.parallel.sharding import Shard
 from megatron_slw.progress import Progress
@@ -41,14 +41,22 @@ from megatron_slw.train.engine_state import WEIGHT, ensure_optimizer_state
 from megatron_slw.train.loggers import check_loggers
 from megatron_slw.train.loop import Job, train
 from megatron_slw.train.rehearsal import OutOfMemory, rehearse
+from megatron_slw.train.watch import Watch, lost_connection
 
 RANK_0_FIRST_S = 10
 # Dense peak in TFLOP/s of the precision trained in, from the vendors' data sheets.
 PEAK_TFLOPS = {"H200": 989.0, "H100": 989.0, "A100": 312.0, "V100": 125.0}
 
 
-def main(config_path: str, overrides: list[str], stop_after: int | None = None) -> int:
-    """Train what a configuration file describes, on this process's part of the job; returns the exit status."""
+def main(config_path: str, overrides: list[str], stop_after: int | None = None, life_fd: int | None = None) -> int:
+    """Train what a configuration file describes, on this process's part of the job; returns the exit status.
+
+    Args:
+        config_path: the JSON file.
+        overrides: settings from the command line.
+        stop_after: leave after this step.
+        life_fd: a pipe on which a parent process expects signs of life.
+    """
     launch = read_launch()
     try:
         config = load_config(config_path, overrides, launch.world_size)
@@ -56,12 +64,15 @@ def main(config_path: str, overrides: list[str], stop_after: int | None = None) 
         check_loggers(config.logging)
         open_data(config)  # what is wrong with the data is said before the processes meet
         agree_where_to_meet(launch)
-        init_distributed(launch)
-        train(build_job(config, build_groups(config.parallel)), stop_after)
+        _train_watched(config, launch, stop_after, life_fd)
     except ConfigError as error:
         return _report(launch, error, 2)
     except (StepRefused, SaveError) as error:
         return _report(launch, error, 1)
+    except LostRank as error:
+        if str(error):
+            print(error, file=sys.stderr, flush=True)  # one of those that are left says it
+        return 1
     except OutOfMemory as error:
         print(error, file=sys.stderr, flush=True)  # from this rank: the others' memory may suffice
         return 1
@@ -69,6 +80,24 @@ def main(config_path: str, overrides: list[str], stop_after: int | None = None) 
         if dist.is_initialized():
             dist.destroy_process_group()
     return 0
+
+
+class LostRank(RuntimeError):
+    """Another rank ended and took the communication with it; empty where another rank tells of it."""
+
+
+def _train_watched(config: RunConfig, launch: Launch, stop_after: int | None, life_fd: int | None) -> None:
+    timeout_s = config.training.hang_timeout_s
+    # The watch must find a hang before the collective gives up with a message of its own.
+    patience_s = 2 * timeout_s + 60 if timeout_s else COLLECTIVE_TIMEOUT_S
+    store = init_distributed(launch, timeout_s=patience_s)
+    with Watch(store, launch.rank, launch.world_size, timeout_s, life_fd) as watch:
+        try:
+            train(build_job(config, build_groups(config.parallel)), stop_after, watch)
+        except RuntimeError as error:
+            if not lost_connection(error):
+                raise
+            raise LostRank(watch.explain() or "") from None
 
 
 def _report(launch: Launch, error: Exception, status: int) -> int:

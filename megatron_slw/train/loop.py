@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from megatron_slw.train.refusal import RollBack, rolled_back
 from megatron_slw.train.signals import StopRequest
 from megatron_slw.train.step import Measured, pass_step
 from megatron_slw.train.units import count_text
+from megatron_slw.train.watch import Watch
 
 
 @dataclass(frozen=True)
@@ -57,13 +59,14 @@ class Job:
     """Of all devices together; None where it is not known."""
 
 
-def train(job: Job, stop_after: int | None = None) -> Progress:
+def train(job: Job, stop_after: int | None = None, watch: Watch | None = None) -> Progress:
     """Train from `job.start` to the end of the plan, to a growth point, or until a signal; saves either way.
 
     Args:
         job: what to train.
         stop_after: stop after this step of the plan, evaluated and saved, as if a signal came; plan and learning rate
             are those of the whole run.
+        watch: is told what the loop is at.
 
     Returns:
         What was trained; less than the plan if the run was stopped.
@@ -76,15 +79,16 @@ def train(job: Job, stop_after: int | None = None) -> Progress:
     """
     while True:
         try:
-            return _train(job, stop_after)
+            return _train(job, stop_after, watch)
         except RollBack as decision:
             job = rolled_back(job, decision.checkpoint)
 
 
-def _train(job: Job, stop_after: int | None) -> Progress:
+def _train(job: Job, stop_after: int | None, watch: Watch | None) -> Progress:
     config, progress, pacing = job.config, job.start, job.pacing
     measured = Measured(job.stability, job.spike_window, job.skipped)
     curriculum = resolve_schedules(config, plan_of).curriculum
+    at: Callable[[str], None] = watch.at if watch is not None else lambda _: None
     with _output(job, stop_after) as output, StopRequest(job.engine.groups) as stop:
         output.note(_greeting(job, stop_after))
         for warning in warnings(config):
@@ -92,6 +96,7 @@ def _train(job: Job, stop_after: int | None) -> Progress:
         reached = output.growth_reached()
         while reached is None and progress.step < _end(job.plan, stop_after):
             step = job.plan.at(progress.step)
+            at(f"step {step.step + 1}")
             result, measured = pass_step(job, step, measured, output)
             progress = step.after
             if result is not None and pacing is not None and curriculum is not None:
@@ -102,10 +107,12 @@ def _train(job: Job, stop_after: int | None) -> Progress:
             stopping = stop.agreed()
             last = progress.step == _end(job.plan, stop_after)
             if job.valid_data is not None and _due(progress.step, config.evaluation.interval, last):
+                at(f"the evaluation after step {progress.step}")
                 trained = measured.skipped.trained(job.plan, progress)
                 output.evaluation(trained, validation_loss(job.engine, job.valid_data, config))
                 reached = output.growth_reached()
             if stopping or reached or _due(progress.step, config.checkpoint.interval, last):
+                at(f"the save after step {progress.step}")
                 output.note(f"saved {_save(job, progress, measured, pacing)}")
             if stopping:
                 output.note(

@@ -1,4 +1,4 @@
-"""SIGTERM, SIGUSR1 and Ctrl-C: finish the step, save, leave."""
+"""SIGTERM, SIGUSR1 and Ctrl-C, or the end of the launcher: finish the step, save, leave."""
 
 from __future__ import annotations
 
@@ -9,12 +9,16 @@ import torch
 import torch.distributed as dist
 
 from megatron_slw.parallel.groups import Groups
+from megatron_slw.train.launcher_watch import LauncherWatch
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+LAUNCHER_GONE = 1 << 16
+"""Stands in the place of a signal's number."""
 
 
 class StopRequest:
-    """Notes a signal to this process; `agreed` makes one rank's signal everybody's. A context manager.
+    """Notes a signal to this process, and looks whether its launcher still is; `agreed` makes one rank's request
+    everybody's. A context manager.
 
     A second Ctrl-C acts as it does without this object.
     """
@@ -22,6 +26,7 @@ class StopRequest:
     def __init__(self, groups: Groups) -> None:
         self._groups = groups
         self._received: int | None = None
+        self._launcher = LauncherWatch()
         self._previous: dict[int, object] = {}
 
     def __enter__(self) -> StopRequest:
@@ -39,8 +44,12 @@ class StopRequest:
             signal.signal(signal.SIGINT, signal.default_int_handler)
 
     def agreed(self) -> str | None:
-        """The name of the signal that any rank received, the same on all ranks; collective, once a step."""
+        """What any rank was asked to stop by, the same on all ranks; collective, once a step."""
+        if self._received is None and self._launcher.gone():
+            self._received = LAUNCHER_GONE
         flag = torch.tensor([self._received or 0], dtype=torch.int32, device=self._groups.device)
         if self._groups.world_size > 1:
             dist.all_reduce(flag, op=dist.ReduceOp.MAX)
+        if int(flag) == LAUNCHER_GONE:
+            return "the end of its launcher"
         return signal.Signals(int(flag)).name if int(flag) else None
