@@ -66,7 +66,9 @@ def held_out_figures(checkpoint: Path, dataset: Path, texts: Sequence[str]) -> d
         ConfigError: the dataset is not of these documents.
     """
     from megatron_slw.checkpoint.inference import load_model  # torch: seconds that the other steps save
-    from megatron_slw.evaluation.perplexity import bits_per_byte, score_stream
+    from megatron_slw.evaluation.perplexity import Score, bits_per_byte
+    from megatron_slw.evaluation.rows import stream_rows
+    from megatron_slw.evaluation.scoring import ScoredModel, score_rows
 
     tokens = IndexedDataset(dataset)
     joined = "".join(texts).encode()
@@ -76,8 +78,9 @@ def held_out_figures(checkpoint: Path, dataset: Path, texts: Sequence[str]) -> d
     loaded = load_model(checkpoint)
     # Training saw an end-of-document token before each document; here it is the first one's context.
     stream = np.concatenate([[sidecar.tokenizer.eod_id], tokens.tokens])
-    model = loaded.config.model
-    score = score_stream(loaded.model, stream, vocab_size=sidecar.tokenizer.vocab_size, length=model.seq_length)
+    rows = stream_rows(stream, loaded.config.model.seq_length)
+    found = score_rows(ScoredModel.alone(loaded.model, loaded.config), rows)
+    score = Score(float(found.nats.sum()), len(stream) - 1)
     return {
         "val_bits_per_byte": round(bits_per_byte(score.nats, len(joined)), 4),
         "gzip_bits_per_byte": round(gzip_bits_per_byte(joined), 4),

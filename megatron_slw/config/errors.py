@@ -82,7 +82,16 @@ def validate(cls: type[_Model], block: Any, path: str, inner: Mapping[str, str] 
         first = error.errors()[0]
         names = [str(part) for part in first["loc"]]
         where = ".".join([(inner or {}).get(names[0], path), *names])
+        if first["type"] == "extra_forbidden":
+            raise ConfigError(unknown_name(where.rpartition(".")[0], names[-1], _element(cls, names[0]))) from None
         raise ConfigError(_sentence(where, first["type"], first["input"], first.get("ctx", {}))) from None
+
+
+def _element(cls: type[BaseModel], field: str) -> list[str]:
+    """The settings of what a list of objects holds; none where the field is no such list."""
+    found = get_args(cls.model_fields[field].annotation)
+    is_object = bool(found) and isinstance(found[0], type) and issubclass(found[0], BaseModel)
+    return list(found[0].model_fields) if is_object else []
 
 
 def _sentence(where: str, kind: str, value: Any, context: dict[str, Any]) -> str:

@@ -9,8 +9,8 @@ from __future__ import annotations
 import math
 
 from megatron_slw.config.curriculum_rules import check_curriculum
-from megatron_slw.config.errors import ConfigError, listing
-from megatron_slw.config.schema import ModelConfig, ParallelConfig, RunConfig
+from megatron_slw.config.errors import ConfigError, listing, show
+from megatron_slw.config.schema import ModelConfig, ParallelConfig, RunConfig, TaskConfig
 
 
 def check_layout(model: ModelConfig, parallel: ParallelConfig, world_size: int) -> None:
@@ -29,6 +29,7 @@ def check(config: RunConfig) -> None:
     _one_training_length(config)
     _growth_point_is_measured(config)
     _rollback_has_checkpoints(config)
+    _tasks(config)
     _learning_rate(config)
     _split(config)
     _sequence_parallel_length(config)
@@ -156,6 +157,32 @@ def _rollback_has_checkpoints(config: RunConfig) -> None:
         raise ConfigError(
             "training.on_spike rollback goes back to the last checkpoint, but checkpoint.interval is 0. Set it to the "
             "steps between saves, or use skip."
+        )
+
+
+def _tasks(config: RunConfig) -> None:
+    labels: dict[str, int] = {}
+    for number, task in enumerate(config.evaluation.tasks):
+        where = f"evaluation.tasks.{number}"
+        if task.label in labels:
+            raise ConfigError(
+                f"evaluation.tasks.{labels[task.label]} and {number} are both called {show(task.label)}. Give one of "
+                "them another name."
+            )
+        labels[task.label] = number
+        check_task(task, config.model.seq_length, f"{where}.")
+
+
+def check_task(task: TaskConfig, length: int, where: str = "") -> None:
+    """What a task's settings must be for a model of this length; ConfigError begins with `where`."""
+    if task.stride is not None and task.task == "lambada":
+        raise ConfigError(f"{where}stride {task.stride} has no meaning for lambada, which is no stream. Remove it.")
+    if task.stride is not None and task.stride > length:
+        raise ConfigError(f"{where}stride {task.stride} is more than the model's length {length}. Lower it.")
+    if task.json_key is not None and task.task == "lambada":
+        raise ConfigError(
+            f"{where}json_key {show(task.json_key)} has no meaning for lambada, whose keys are context and "
+            "continuation, or text. Remove it."
         )
 
 

@@ -192,13 +192,42 @@ class TrainingConfig(Section):
     """Repeat a refused step from the same state; go on if it was a passing fault."""
 
 
+class TaskConfig(Section):
+    """One task that a model is judged by."""
+
+    task: Literal["wikitext", "lambada", "text"]
+    data: Text
+    """The file to score."""
+    name: Text | None = None
+    """What its figures are called; None is the task."""
+    interval: NonNegativeInt | None = None
+    """Steps between runs of it in training; 0 at the end only, None is evaluation.interval."""
+    limit: PositiveInt | None = None
+    """Only so many articles, examples or documents, the first of the file."""
+    stride: PositiveInt | None = None
+    """Labels that a window scores (wikitext, text); None is the full length, so that windows do not overlap."""
+    detokenize: Switch = True
+    """Undo WikiText's tokens first, as lm-evaluation-harness does (wikitext)."""
+    json_key: Text | None = None
+    """Key of the text in a .jsonl; None is page (wikitext) or text (text)."""
+
+    @property
+    def label(self) -> str:
+        """What its figures are called."""
+        return self.name or self.task
+
+
 class EvaluationConfig(Section):
-    """Validation during training, always at the full length."""
+    """Validation and tasks during training, always at the full length."""
 
     interval: NonNegativeInt = 1000
     """Steps between evaluations; 0 never."""
     samples: PositiveInt = 512
     """Validation windows per evaluation (fewer where the set is smaller)."""
+    tasks: tuple[TaskConfig, ...] = ()
+    """What else the model is judged by on the way."""
+    tokenizer_dir: Text | None = None
+    """Folder of the tokenizer's file, for the tasks; None is beside the dataset."""
 
 
 class CheckpointConfig(Section):

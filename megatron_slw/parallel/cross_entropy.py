@@ -91,3 +91,23 @@ def vocab_parallel_cross_entropy(
         return fused_cross_entropy(logits_Nv, labels_BT.flatten(), start, reduce_max, reduce_sum).view_as(labels_BT)
     loss_N = _VocabParallelCrossEntropy.apply(logits_Nv, labels_BT.flatten(), start, groups)
     return loss_N.view_as(labels_BT)
+
+
+def vocab_parallel_argmax(logits_BTV: Tensor, vocab_size: int, padded_vocab_size: int, groups: Groups) -> Tensor:
+    """The most probable token at each place, the lowest of equal ones; arguments as in `vocab_parallel_cross_entropy`.
+
+    Returns:
+        (B, T) int64, the same on every tensor-parallel rank.
+    """
+    start, stop = shard_range(padded_vocab_size, groups.tp_rank, groups.tp_size)
+    columns = max(0, min(stop, vocab_size) - start)
+    if groups.tp_size == 1:
+        return logits_BTV[..., :columns].argmax(dim=-1)
+    if columns:
+        max_BT, best_BT = logits_BTV[..., :columns].float().max(dim=-1)
+    else:  # a rank that holds nothing but padding
+        max_BT = logits_BTV.new_full(logits_BTV.shape[:-1], float("-inf"), dtype=torch.float32)
+        best_BT = torch.zeros_like(max_BT, dtype=torch.int64)
+    highest_BT = _all_reduce(max_BT.clone(), dist.ReduceOp.MAX, groups)
+    candidates_BT = torch.where(max_BT == highest_BT, best_BT + start, vocab_size)
+    return _all_reduce(candidates_BT, dist.ReduceOp.MIN, groups)

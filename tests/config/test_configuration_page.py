@@ -22,6 +22,7 @@ SECTIONS: dict[str, type[schema.Section]] = {
     "`megatron_slw.data`": schema.DataConfig,
     "`megatron_slw.training`": schema.TrainingConfig,
     "`megatron_slw.evaluation`": schema.EvaluationConfig,
+    "A task of `megatron_slw.evaluation.tasks`": schema.TaskConfig,
     "`megatron_slw.checkpoint`": schema.CheckpointConfig,
     "`megatron_slw.logging`": schema.LoggingConfig,
     "`megatron_slw.logging.wandb`": schema.WandbConfig,
@@ -43,6 +44,7 @@ WORDS = {
     "DataPath": "text or list",
     "WandbConfig": "object",
     "None": "null",
+    "TaskConfig": "task",
 }
 
 
@@ -55,6 +57,8 @@ def in_words(annotation: ast.expr) -> str:
             *first, last = [str(ast.literal_eval(item)) for item in items]
             return f"{', '.join(first)} or {last}" if first else last
         element = in_words(items[0])
+        if element == "task":
+            return "list of tasks"
         return f"list of {element}" if ast.unparse(items[1]) == "..." else f"{len(items)} x {element}"
     return WORDS[ast.unparse(annotation)]
 
@@ -78,9 +82,9 @@ def rows_of_schema(cls: type[schema.Section]) -> dict[str, tuple[str, str]]:
 
 def rows_of_page(title: str) -> dict[str, tuple[str, str]]:
     part = PAGE.read_text().split(f"\n## {title}\n")[1].split("\n## ")[0]
-    rows = re.findall(r"^\| `(\w+)` \| ([^|]+) \| ([^|]+) \| ([^|]+) \|$", part, flags=re.M)
+    rows = re.findall(r"^\| `(\w+)` \| ([^|]+) \| ([^|]*) \| ([^|]+) \|$", part, flags=re.M)
     assert all(len(meaning) > 8 for *_, meaning in rows), f"a setting of {title} has no meaning"
-    return {name: (kind, default) for name, kind, default, _ in rows}
+    return {name: (kind, default.strip()) for name, kind, default, _ in rows}
 
 
 @pytest.mark.parametrize("title", SECTIONS)
