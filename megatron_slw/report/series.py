@@ -14,7 +14,7 @@ from megatron_slw.report.buckets import Buckets, Reduced
 from megatron_slw.report.comparison import Correlation, Pearson
 from megatron_slw.report.smoothing import Floats
 from megatron_slw.slw.stability import RATIO_LIMIT
-from megatron_slw.train.metrics import FILE_NAME, Record, stream_metrics
+from megatron_slw.train.metrics import COUNTS, FILE_NAME, Record, stream_metrics
 
 CLOCKS = ("step", "tokens", "flops", "time")
 MEASURES = ("loss", "seq_len", "grad_norm", "loss_ratio", "variance_sqrt_l1", "variance_sqrt_abs_max")
@@ -26,8 +26,6 @@ MAX_EVALUATIONS = 100_000
 """They are kept one by one, unlike the steps."""
 LARGEST = 1e100
 """No number of a run comes near it, and its square still is one."""
-_COUNTS = ("step", "documents", "bytes", "tokens")
-"""Numbers of an evaluation that are no scores."""
 _MAX_SCORES = 40
 _NOT_SCORES = ("step", "tokens", "flops", "val_loss", "resumed")
 
@@ -113,7 +111,7 @@ def read_run(name: str, folder: str | Path, on_bytes: Callable[[int], None] | No
     path = Path(folder) / FILE_NAME
     reader = _Reader()
     try:
-        for number, record in stream_metrics(path, on_bytes):
+        for number, record in stream_metrics(path, on_bytes, scores=True):
             try:
                 reader.take(record)
             except ConfigError as error:
@@ -144,6 +142,9 @@ class _Reader:
 
     def take(self, record: Record) -> None:
         """Take the next record of the file."""
+        if "scores" in record:
+            self._take_scores(record["scores"])
+            return
         evaluated = "val_loss" in record
         seconds = 0.0 if evaluated else number_in(record, "step_time_s")
         tokens, flops = number_in(record, "tokens"), number_in(record, "flops")
@@ -157,6 +158,14 @@ class _Reader:
         else:
             self._step(record, now)
             self._now = now
+
+    def _take_scores(self, scores: Any) -> None:
+        """What tasks gave; each keeps its last figures."""
+        if not isinstance(scores, Mapping):
+            raise ConfigError(f"scores must be an object, not {show(scores)}")
+        self._task_scores |= _scores(scores)
+        if len(self._task_scores) > _MAX_SCORES:
+            raise ConfigError(f"at most {_MAX_SCORES} scores of tasks are shown: leave some out")
 
     def _evaluate(self, record: Record, now: Position) -> None:
         loss = number_in(record, "val_loss")
@@ -253,6 +262,6 @@ def _scores(content: Mapping[str, Any]) -> dict[str, float]:
     for name, value in content.items():
         inner = value if isinstance(value, Mapping) else {name: value}
         for key, number in inner.items():
-            if isinstance(number, int | float) and not isinstance(number, bool) and key not in _COUNTS:
-                found[name if inner is not value else f"{name} {key}"] = float(number)
+            if isinstance(number, int | float) and not isinstance(number, bool) and key not in COUNTS:
+                found[name if inner is not value else f"{name} {key}"] = number_in(inner, key)
     return found

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from megatron_slw.config.schema import RunConfig
 from megatron_slw.growth.operators.multiplier import Multiplier
+from megatron_slw.model.forward import Forward, forward_of
 from megatron_slw.model.gpt import GPT, WeightedLoss
 from megatron_slw.model.init import name_seed
 from megatron_slw.model.pipeline import build_pipeline
@@ -205,6 +206,16 @@ class Engine:
             total /= self.groups.dp_size
         self.ds.module.train()
         return float(total)
+
+    @contextlib.contextmanager
+    def evaluating(self) -> Iterator[Forward]:
+        """The model's forward pass at any shape, dropout off, until the context is left; collective over a replica."""
+        self.ds.module.eval()
+        try:
+            pipelined = self.groups.pp_size > 1
+            yield forward_of(self.ds.module if pipelined else self.ds, self.config, self.groups)
+        finally:
+            self.ds.module.train()
 
     def _accumulate(self, micros: list[MicroBatch]) -> None:
         self.ds.module.train()

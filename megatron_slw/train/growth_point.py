@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,9 @@ class GrowthPoint:
 
     def skipped(self, record: Record) -> None:
         """A step that was left out; it says nothing of the curve."""
+
+    def scores(self, progress: Progress, scores: Mapping[str, Any]) -> None:
+        """The figures of tasks, by which it does not judge."""
 
     def reached(self) -> str | None:
         """Why the run should end here, the same on all ranks but for the words; None if it should not. Collective."""

@@ -41,6 +41,7 @@ from megatron_slw.train.engine_state import WEIGHT, ensure_optimizer_state
 from megatron_slw.train.loggers import check_loggers
 from megatron_slw.train.loop import Job, train
 from megatron_slw.train.rehearsal import OutOfMemory, rehearse
+from megatron_slw.train.task_schedule import open_tasks
 from megatron_slw.train.watch import Watch, lost_connection
 
 RANK_0_FIRST_S = 10
@@ -122,6 +123,7 @@ def build_job(config: RunConfig, groups: Groups) -> Job:
     train_windows, valid_windows = open_data(config)
     config = with_vocab_size(config, _vocab_size(config, train_windows, valid_windows))
     config = with_train_samples(config, len(train_windows))
+    tasks = open_tasks(config)
     directory = checkpoint_directory(config)
     if groups.rank == 0:
         layout.remove_debris(directory)
@@ -161,6 +163,7 @@ def build_job(config: RunConfig, groups: Groups) -> Job:
         stability=checkpoint.stability if checkpoint is not None else Stability(),
         spike_window=checkpoint.state.spike_window if checkpoint is not None else SpikeWindow(),
         skipped=(checkpoint.state.skipped if checkpoint is not None else Skipped()).joined(journal.skips),
+        tasks=tasks,
         growth=growth,
         pacing=pacing,
         checkpoints=directory,

@@ -28,6 +28,7 @@ from megatron_slw.train.output import Output
 from megatron_slw.train.refusal import RollBack, rolled_back
 from megatron_slw.train.signals import StopRequest
 from megatron_slw.train.step import Measured, pass_step
+from megatron_slw.train.task_schedule import ScheduledTask, run_tasks
 from megatron_slw.train.units import count_text
 from megatron_slw.train.watch import Watch
 
@@ -50,6 +51,7 @@ class Job:
     """What the first steps are judged by."""
     skipped: Skipped
     """Steps that were left out before `start`, and those that will be."""
+    tasks: tuple[ScheduledTask, ...]
     growth: GrowthRecord | None
     """What the model grew by; None for one that never grew."""
     pacing: AdaptivePacing | None
@@ -106,11 +108,16 @@ def _train(job: Job, stop_after: int | None, watch: Watch | None) -> Progress:
                     output.replan(job.plan, f"the loss stands still: length {pacing.length(curriculum)} from here on")
             stopping = stop.agreed()
             last = progress.step == _end(job.plan, stop_after)
+            trained = measured.skipped.trained(job.plan, progress)
             if job.valid_data is not None and _due(progress.step, config.evaluation.interval, last):
                 at(f"the evaluation after step {progress.step}")
-                trained = measured.skipped.trained(job.plan, progress)
                 output.evaluation(trained, validation_loss(job.engine, job.valid_data, config))
                 reached = output.growth_reached()
+            ends = last or reached is not None
+            if job.tasks:
+                at(f"the tasks after step {progress.step}")
+            if scores := run_tasks(job.engine, job.tasks, progress.step, ends, output.note):
+                output.scores(trained, scores)
             if stopping or reached or _due(progress.step, config.checkpoint.interval, last):
                 at(f"the save after step {progress.step}")
                 output.note(f"saved {_save(job, progress, measured, pacing)}")

@@ -24,6 +24,8 @@ EVENT = "event"
 """The key of a record that is neither of a step nor of an evaluation; its value is the kind."""
 MAX_LINE = 1 << 16
 """Bytes; no record comes near it, and a file without line ends must not fill the memory."""
+COUNTS = ("step", "articles", "documents", "examples", "bytes", "words", "tokens")
+"""What an evaluation gives beside its scores."""
 Record = dict[str, Any]
 """One line of the file; later versions may add keys."""
 
@@ -121,6 +123,10 @@ class MetricsWriter:
         """Write that a step was left out."""
         self._write(record)
 
+    def scores(self, progress: Progress, scores: Mapping[str, Mapping[str, float]]) -> None:
+        """Write the figures of the tasks that ran after `progress.step` steps, by task."""
+        self._write({"step": progress.step, "tokens": progress.tokens, "scores": scores})
+
     def close(self) -> None:
         """Flush and close the file; writing afterwards is an error."""
         self._file.close()
@@ -143,10 +149,13 @@ class MetricsWriter:
 
 def _finite(record: Record) -> Record:
     """JSON has no NaN or infinity, and readers in other languages stumble over them: they become null."""
-    return {
-        key: None if isinstance(value, float) and not math.isfinite(value) else value
-        for key, value in record.items()
-    }
+    return {name: _finite_value(value) for name, value in record.items()}
+
+
+def _finite_value(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return _finite(dict(value))
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _line(record: Record) -> str:
@@ -177,7 +186,7 @@ def truncate_metrics(path: Path, step: int) -> None:
 
 
 def read_metrics(path: str | Path) -> tuple[list[Record], list[Record]]:
-    """Return (step records, evaluation records) of a metrics.jsonl, in the order of the file.
+    """Return (step records, validation records) of a metrics.jsonl, in the order of the file.
 
     Raises:
         OSError, ConfigError: as `stream_metrics`.
@@ -189,7 +198,9 @@ def read_metrics(path: str | Path) -> tuple[list[Record], list[Record]]:
     return steps, evaluations
 
 
-def stream_metrics(path: str | Path, on_bytes: Callable[[int], None] | None = None) -> Iterator[tuple[int, Record]]:
+def stream_metrics(
+    path: str | Path, on_bytes: Callable[[int], None] | None = None, scores: bool = False
+) -> Iterator[tuple[int, Record]]:
     """Yield (line number from 1, record) of a metrics.jsonl, one line in memory at a time.
 
     A last line that a kill cut off is left out, and so are events.
@@ -197,6 +208,7 @@ def stream_metrics(path: str | Path, on_bytes: Callable[[int], None] | None = No
     Args:
         path: of the file.
         on_bytes: called with the length of each line that was read.
+        scores: also yield the records of tasks, which have "scores", beside those of steps and validations.
 
     Raises:
         OSError: the file cannot be read.
@@ -208,7 +220,7 @@ def stream_metrics(path: str | Path, on_bytes: Callable[[int], None] | None = No
             raise ConfigError(f"{path}: line {damaged} is no metrics record: restore or remove the line")
         if record is None:
             damaged = number
-        elif EVENT not in record:
+        elif EVENT not in record and (scores or "scores" not in record):
             yield number, record
 
 

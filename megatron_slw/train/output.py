@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ import torch.distributed as dist
 
 from megatron_slw.config.errors import ConfigError
 from megatron_slw.config.schema import RunConfig
+from megatron_slw.evaluation.tasks import Figures
 from megatron_slw.growth.record import GrowthRecord
 from megatron_slw.parallel.groups import Groups
 from megatron_slw.progress import Progress
@@ -93,6 +95,11 @@ class Output:
         """A step was left out: its line of metrics.jsonl."""
         for sink in self._sinks:
             sink.skipped(record)
+
+    def scores(self, progress: Progress, scores: Mapping[str, Figures]) -> None:
+        """The figures of the tasks that ran, by task."""
+        for sink in self._sinks:
+            sink.scores(progress, scores)
 
     def growth_reached(self) -> str | None:
         """Why the run ends here for a larger model, the same on all ranks; collective."""

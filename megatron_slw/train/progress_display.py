@@ -153,6 +153,14 @@ class ProgressDisplay:
         if self._bar is not None:
             self._bar.update(self._task, total=self._speed.total_tokens)
 
+    def scores(self, progress: Progress, scores: Mapping[str, Mapping[str, float]]) -> None:
+        """Show what the tasks gave."""
+        for task, figures in scores.items():
+            found = ", ".join(
+                f"{name.replace('_', ' ')} {value:,.4f}" for name, value in figures.items() if isinstance(value, float)
+            )
+            self.note(f"step {progress.step}/{self._steps} | {task}: {found}")
+
     def note(self, text: str) -> None:
         """Print a line, above the bar if there is one."""
         if self._bar is not None:

@@ -10,6 +10,7 @@ from typing import Any
 
 from megatron_slw.config.errors import ConfigError
 from megatron_slw.progress import Progress
+from megatron_slw.train.metrics import COUNTS
 
 NOT_DRAWN = ("step", "samples", "step_time_s")
 DRAWN_OF_SKIPPED = ("tokens_skipped", "loss", "grad_norm")
@@ -22,7 +23,7 @@ BY_TOKENS = (
 
 def scalars_of(record: Mapping[str, Any]) -> dict[str, float]:
     """What is drawn of a line of metrics.jsonl: a step's numbers as train/KEY, a validation loss as validation/loss,
-    and as skipped/KEY what there is of a step that was left out.
+    a task's scores as tasks/TASK/KEY, and as skipped/KEY what there is of a step that was left out.
 
     What is no finite number is left out.
     """
@@ -30,6 +31,13 @@ def scalars_of(record: Mapping[str, Any]) -> dict[str, float]:
         values = {"validation/loss": record["val_loss"]}
     elif "event" in record:
         values = {f"skipped/{key}": record[key] for key in DRAWN_OF_SKIPPED}
+    elif "scores" in record:
+        values = {
+            f"tasks/{task}/{key}": value
+            for task, figures in record["scores"].items()
+            for key, value in figures.items()
+            if key not in COUNTS
+        }
     else:
         values = {f"train/{key}": value for key, value in record.items() if key not in NOT_DRAWN}
     return {tag: value for tag, value in values.items() if type(value) in (int, float) and math.isfinite(value)}
@@ -65,7 +73,7 @@ class TensorBoardWriter:
         """Write a line of metrics.jsonl."""
         values = scalars_of(record)
         self._add(self._by_step, record["step"], values)
-        drawn = {f"{tag}_by_tokens": value for tag, value in values.items() if tag in BY_TOKENS}
+        drawn = {f"{tag}_by_tokens": value for tag, value in values.items() if tag in BY_TOKENS or "tasks/" in tag}
         self._add(self._by_tokens, record["tokens"], drawn)
 
     def close(self) -> None:

@@ -100,6 +100,7 @@ class TuneJob:
             "train_batch_size": self.config.train_batch_size,  # with another number of ranks it would not work out
             "evaluation.interval": self.interval,
             "evaluation.samples": self.samples,
+            "evaluation.tasks": None,
             "checkpoint.directory": None,
             "checkpoint.interval": max(1, self.steps // SAVES),
             "checkpoint.keep_last": 1,

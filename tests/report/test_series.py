@@ -84,10 +84,22 @@ def test_scores_come_from_files_and_from_the_last_evaluation(tmp_path: Path) -> 
     }
 
 
+def test_scores_of_tasks_are_each_tasks_last(tmp_path: Path) -> None:
+    lines: list[dict[str, Any]] = [{"step": 1, "tokens": 100, "scores": {"lambada": {"examples": 9, "accuracy": 0.1}}}]
+    lines += [step(2), {"step": 2, "tokens": 200, "scores": {"wiki": {"loss": 2.0, "words": 7, "perplexity": None}}}]
+    lines += [step(3), {"step": 3, "tokens": 300, "scores": {"lambada": {"examples": 9, "accuracy": 0.2}}}]
+    run = read_run("a", write_run(tmp_path, [step(1), *lines]))
+    assert run.scores == {"lambada accuracy": 0.2, "wiki loss": 2.0}
+    assert (run.end[0], run.evaluations) == (3, ())
+
+
 @pytest.mark.parametrize(
     ("records", "message"),
     [
         ([], "no step yet"),
+        ([step(1), {"step": 1, "scores": [1]}], "line 2: scores must be an object"),
+        ([step(1), {"step": 1, "scores": {"a": {"b": 10**400}}}], "line 2: b is too large"),
+        ([step(1), {"step": 1, "scores": {str(n): 0.5 for n in range(99)}}], "line 2: at most 40 scores"),
         ([evaluation(1, 2.0)], "no step yet"),
         ([step(1), step(1)], "line 2: step is 1 after 1: is this the file of two runs"),
         ([step(2), step(1)], "line 2: step is 1 after 2"),

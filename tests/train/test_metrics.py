@@ -183,6 +183,28 @@ def test_tensorboard_has_each_committed_step_once(tmp_path: Path) -> None:
         assert [at for at, _ in scalars("by_tokens", f"train/{name}_by_tokens")] == list(range(100, 900, 100))
 
 
+def test_scores_of_tasks_are_lines_of_their_own_and_scalars(tmp_path: Path) -> None:
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    figures = {"lambada": {"examples": 9, "accuracy": 0.25, "perplexity": float("inf")}}
+    for start in (0, 2):  # killed after step 3, resumed from step 2
+        tensorboard = TensorBoardWriter(tmp_path / "tensorboard", progress(start))
+        with contextlib.closing(tensorboard), MetricsWriter(tmp_path, progress(start), loggers=[tensorboard]) as writer:
+            for step in range(start + 1, 4):
+                writer.step(metrics(step))
+                writer.scores(progress(step), figures)
+    lines = [json.loads(line) for line in (tmp_path / FILE_NAME).read_text().splitlines()]
+    scores = [line for line in lines if "scores" in line]
+    assert [(line["step"], line["tokens"]) for line in scores] == [(1, 100), (2, 200), (3, 300)]
+    assert scores[0]["scores"] == {"lambada": {"examples": 9, "accuracy": 0.25, "perplexity": None}}
+    steps, evaluations = read_metrics(tmp_path / FILE_NAME)
+    assert (len(steps), evaluations) == (3, []), "readers of losses do not meet them"
+    for run, tag, at in (("by_step", "", [1, 2, 3]), ("by_tokens", "_by_tokens", [100, 200, 300])):
+        events = accumulator.EventAccumulator(str(tmp_path / "tensorboard" / run))
+        events.Reload()
+        assert [event.step for event in events.Scalars(f"tasks/lambada/accuracy{tag}")] == at
+        assert not {f"tasks/lambada/{name}{tag}" for name in ("examples", "perplexity")} & set(events.Tags()["scalars"])
+
+
 def test_no_torch_is_imported() -> None:
     """The report reads metrics on machines that only look at runs."""
     code = (
