@@ -7,14 +7,15 @@
       manifest.json                   size and SHA-256 of every other file; written last
 
 A save goes to `step_000400.writing/`; every file is fsynced, the manifest follows, and one rename makes it a
-checkpoint. So a directory without `.writing` and with a manifest is complete, whenever the power went; all else is
-debris, which the next save of the step or the start of a run removes.
+checkpoint. So a directory without `.writing` and with a manifest is complete, whenever the power went. The start of a
+run gives a complete one that was cut off before the rename its name; all else is debris, which it removes.
 
 Keys are `weight/NAME`, `exp_avg/NAME`, ...: always fp32 (the masters, of which lower-precision weights are roundings).
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -118,12 +119,23 @@ def commit(writing: Path, final: Path, files: Mapping[str, FileRecord], keep_las
         writing: the folder with every file but the manifest, all fsynced.
         final: its name as a checkpoint; an existing one of the same step is replaced.
         files: the record of every file.
-        keep_last: complete checkpoints to keep, the new one included.
+        keep_last: complete checkpoints to keep, the new one among them whatever its step.
     """
     write_manifest(writing, files)
     rename_complete(writing, final)
-    for old in complete_checkpoints(final.parent)[:-keep_last]:
-        delete(old)
+    older = [path for path in complete_checkpoints(final.parent) if path != final]
+    for old in older[: len(older) + 1 - keep_last]:
+        with contextlib.suppress(OSError):  # the new one is complete; the next save tries again
+            delete(old)
+
+
+def make_empty(folder: Path) -> None:
+    """An empty folder in the place of whatever is there; the names on the way to it last."""
+    shutil.rmtree(folder, ignore_errors=True)
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    for path in reversed(missing):
+        path.mkdir(exist_ok=True)
+        sync(path.parent)
 
 
 def write_manifest(writing: Path, files: Mapping[str, FileRecord]) -> None:
@@ -134,11 +146,17 @@ def write_manifest(writing: Path, files: Mapping[str, FileRecord]) -> None:
 
 
 def rename_complete(writing: Path, final: Path) -> None:
-    """Give a folder with a manifest its name as a checkpoint, in the place of an older one of that name."""
+    """Give a folder with a manifest its name as a checkpoint, in the place of an older one of that name.
+
+    Between the two renames neither has the name; `remove_debris` finishes what is cut short there.
+    """
+    doomed = final.with_name(final.name + DELETING)
     if final.exists():
-        delete(final)
+        shutil.rmtree(doomed, ignore_errors=True)
+        os.rename(final, doomed)
     os.rename(writing, final)
     sync(final.parent)
+    shutil.rmtree(doomed, ignore_errors=True)
 
 
 def delete(checkpoint: Path) -> None:
@@ -150,12 +168,33 @@ def delete(checkpoint: Path) -> None:
 
 
 def remove_debris(directory: Path) -> None:
-    """Remove what saves and deletions that were cut short left behind. Only while nothing is being saved."""
+    """Finish a save that only wanted its name; remove what else saves and deletions that were cut short left behind.
+
+    Only while nothing is being saved.
+
+    Raises:
+        OSError: the directory cannot be read or written.
+    """
     if directory.is_dir():
+        for path in sorted(directory.glob(f"step_*{WRITING}")):
+            final = path.with_name(path.name.removesuffix(WRITING))
+            if _STEP.fullmatch(final.name) and not final.exists() and _is_whole(path):
+                rename_complete(path, final)
         for path in directory.iterdir():
             stem = path.name.removesuffix(WRITING).removesuffix(DELETING)
             if stem != path.name and _STEP.fullmatch(stem):
                 shutil.rmtree(path, ignore_errors=True)
+
+
+def _is_whole(folder: Path) -> bool:
+    """Whether it is what its manifest says, by names and sizes, and holds nothing else."""
+    if not (folder / MANIFEST).is_file():
+        return False
+    try:
+        names = set(read_manifest(folder))
+    except ConfigError:
+        return False
+    return {path.name for path in folder.iterdir()} == names | {MANIFEST}
 
 
 def read_manifest(checkpoint: Path) -> dict[str, FileRecord]:

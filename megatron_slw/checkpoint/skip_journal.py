@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 
 from megatron_slw.checkpoint import format as layout
-from megatron_slw.checkpoint.save import SaveError
+from megatron_slw.checkpoint.save_error import SaveError
 from megatron_slw.config.errors import ConfigError
 from megatron_slw.config.json_file import read_json
 from megatron_slw.parallel.groups import Groups

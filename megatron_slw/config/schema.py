@@ -240,6 +240,10 @@ class CheckpointConfig(Section):
     keep_last: PositiveInt = 3
     load: Text | None = None
     """A checkpoint directory to start from; None resumes the newest complete one of `directory`, if any."""
+    asynchronous: Switch = False
+    """Copy the state to host memory and write it from there while training goes on."""
+    on_error: Literal["stop", "continue"] = "stop"
+    """What a save, or a line of metrics.jsonl, that cannot be written does to the run."""
 
 
 class WandbConfig(Section):

@@ -15,38 +15,17 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from megatron_slw.checkpoint import format as layout
+from megatron_slw.checkpoint.tensor_file import CHECKPOINT, FileKind, Shapes, header, tensor_bytes, write_bytes
 from megatron_slw.growth.stage import TensorSource
 
 FILE_BYTES = 256 << 20
 REQUEST = "request.json"
 PART = ".part"
-Shapes = Mapping[str, tuple[int, ...]]
-DTYPES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
-
-
-@dataclass(frozen=True)
-class FileKind:
-    """What the files of a folder have in common."""
-
-    dtype: torch.dtype = torch.float32
-    metadata: Mapping[str, str] | None = None
-
-    def bytes_of(self, shape: tuple[int, ...]) -> int:
-        """Of one tensor in a file."""
-        return self.dtype.itemsize * prod(shape)
-
-
-CHECKPOINT = FileKind()
-
 
 class MemoryBudget:
     """Bytes that the workers may hold together; more than all of it is had by one alone."""
@@ -170,44 +149,17 @@ def write_file(
     digest = hashlib.sha256()
     part = path.with_name(path.name + PART)
     with open(part, "wb", buffering=0) as file:
-        size = _write(file.fileno(), header(shapes, kind), digest)
+        size = write_bytes(file.fileno(), header(shapes, kind), digest)
         for key, shape in shapes.items():
             with budget.held(4 * prod(shape)):
                 tensor = source.tensor(key)
                 if tuple(tensor.shape) != shape or tensor.dtype != kind.dtype:
                     found = f"{tensor.dtype} {tuple(tensor.shape)}"
                     raise ValueError(f"{key} is {found}, not {kind.dtype} {shape}")
-                size += _write(file.fileno(), _bytes(tensor), digest)
+                size += write_bytes(file.fileno(), tensor_bytes(tensor), digest)
                 del tensor
             done(key, kind.bytes_of(shape))
         os.fsync(file.fileno())
     os.rename(part, path)
     layout.sync(path.parent)
     return layout.FileRecord(size, digest.hexdigest())
-
-
-def header(shapes: Shapes, kind: FileKind = CHECKPOINT) -> memoryview:
-    """The beginning of a safetensors file of tensors in this order."""
-    entries: dict[str, Any] = {} if kind.metadata is None else {"__metadata__": dict(kind.metadata)}
-    first = 0
-    for key, shape in shapes.items():
-        last = first + kind.bytes_of(shape)
-        entries[key] = {"dtype": DTYPES[kind.dtype], "shape": list(shape), "data_offsets": [first, last]}
-        first = last
-    text = json.dumps(entries, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    return memoryview(len(text).to_bytes(8, "little") + text)
-
-
-def _bytes(tensor: Tensor) -> memoryview:
-    return tensor.contiguous().flatten().view(torch.uint8).numpy().data
-
-
-def _write(handle: int, data: memoryview, digest: Any) -> int:
-    """Write all of it in pieces that stay in the cache while they are hashed."""
-    for first in range(0, len(data), 1 << 22):
-        piece = data[first : first + (1 << 22)]
-        digest.update(piece)
-        while piece:
-            piece = piece[os.write(handle, piece) :]
-    return len(data)

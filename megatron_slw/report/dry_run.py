@@ -90,6 +90,7 @@ def dry_run(config: RunConfig, plan: Plan, name: str = "run", device: str = "cud
             "activations_shortest": shortest.activations / GIB,
             "total": fullest.total / GIB,
             "pipeline_stage": fullest.stage,
+            "host_copy": estimate.host_copy(config) / GIB if config.checkpoint.asynchronous else 0.0,
         },
         "steps": plan.total_steps,
         "tokens_trained": plan.tokens_trained,
@@ -185,7 +186,10 @@ def _memory_lines(report: dict[str, Any]) -> list[str]:
         activations += f", {memory['activations_shortest']:.2f} (length {short:,})"
     stage = f" on stage {memory['pipeline_stage']}" if report["layout"]["pipeline"] > 1 else ""
     peak = f"peak {memory['total']:.2f} GiB{stage}"
-    return [_line("memory/rank", state), _line("", f"{activations}   {peak}")]
+    lines = [_line("memory/rank", state), _line("", f"{activations}   {peak}")]
+    if memory["host_copy"]:
+        lines.append(_line("", f"in the host's memory {memory['host_copy']:.2f} (checkpoint.asynchronous)"))
+    return lines
 
 
 def _plan_lines(report: dict[str, Any]) -> list[str]:

@@ -140,6 +140,18 @@ def stage_memory(config: RunConfig, stage: int, seq_len: int, device: str = "cud
     )
 
 
+def host_copy(config: RunConfig) -> int:
+    """Bytes of host memory that `checkpoint.asynchronous` takes on the rank that needs the most, at most.
+
+    fp32 weights and moments of the rank's shard, shared out over the data-parallel ranks by whole parameters, of which
+    the largest is the token table or a feed-forward matrix.
+    """
+    model, tensor, replicas = config.model, config.parallel.tensor, config.data_parallel_size
+    largest = max(-(-model.padded_vocab_size // tensor), model.ffn_size // tensor) * model.hidden_size
+    share = max(stage_parameters(config)) // replicas
+    return FP32 * (1 + _moments(config)) * (share + (largest if replicas > 1 else 0))
+
+
 def _weights(config: RunConfig, count: int) -> int:
     item = act.ITEM_BYTES[config.precision]
     if config.zero_stage < 3:
@@ -168,13 +180,17 @@ def _accumulated_bytes(config: RunConfig) -> int:
 
 def _optimizer(config: RunConfig, count: int) -> int:
     """Moments, and the fp32 masters that every ZeRO stage keeps, in fp32 too."""
-    if config.optimizer.type == "SGD":
-        moments = 1 if config.optimizer.momentum > 0.0 else 0
-    else:
-        moments = 2
+    moments = _moments(config)
     if config.zero_stage == 0:
         return FP32 * moments * count
     return FP32 * (1 + moments) * _share(config, count)
+
+
+def _moments(config: RunConfig) -> int:
+    """Tensors that the optimizer keeps for each parameter."""
+    if config.optimizer.type == "SGD":
+        return 1 if config.optimizer.momentum > 0.0 else 0
+    return 2
 
 
 def _update(config: RunConfig, count: int, device: str) -> int:

@@ -16,7 +16,7 @@ from torch import Tensor
 from megatron_slw.checkpoint import format as layout
 from megatron_slw.checkpoint.load import Checkpoint
 from megatron_slw.checkpoint.resume import check_model, check_plan, load_optimizer_state, verify_together
-from megatron_slw.checkpoint.save import SaveError
+from megatron_slw.checkpoint.save_error import SaveError
 from megatron_slw.checkpoint.skip_journal import read_journal
 from megatron_slw.config.errors import ConfigError
 from megatron_slw.config.load import load_config, to_json, with_train_samples, with_vocab_size

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from megatron_slw.checkpoint.save import save_checkpoint
+from megatron_slw.checkpoint.saver import Saver
 from megatron_slw.checkpoint.state import TrainingState
 from megatron_slw.config.curriculum_rules import warnings
 from megatron_slw.config.schema import RunConfig
@@ -91,7 +91,11 @@ def _train(job: Job, stop_after: int | None, watch: Watch | None) -> Progress:
     measured = Measured(job.stability, job.spike_window, job.skipped)
     curriculum = resolve_schedules(config, plan_of).curriculum
     at: Callable[[str], None] = watch.at if watch is not None else lambda _: None
-    with _output(job, stop_after) as output, StopRequest(job.engine.groups) as stop:
+    with (
+        _output(job, stop_after) as output,
+        StopRequest(job.engine.groups) as stop,
+        Saver(job.engine, job.checkpoints, output.note) as saver,
+    ):
         output.note(_greeting(job, stop_after))
         for warning in warnings(config):
             output.note(f"warning: {warning}")
@@ -99,13 +103,14 @@ def _train(job: Job, stop_after: int | None, watch: Watch | None) -> Progress:
         while reached is None and progress.step < _end(job.plan, stop_after):
             step = job.plan.at(progress.step)
             at(f"step {step.step + 1}")
-            result, measured = pass_step(job, step, measured, output)
+            result, measured = pass_step(job, step, measured, output, saver.wait)
             progress = step.after
             if result is not None and pacing is not None and curriculum is not None:
                 decided, pacing = pacing.decisions, pacing.after(step.step, result.loss, curriculum)
                 if pacing.decisions != decided:
                     job = replace(job, plan=compile_plan(config, pacing.decisions))
                     output.replan(job.plan, f"the loss stands still: length {pacing.length(curriculum)} from here on")
+            saver.poll()
             stopping = stop.agreed()
             last = progress.step == _end(job.plan, stop_after)
             trained = measured.skipped.trained(job.plan, progress)
@@ -120,7 +125,8 @@ def _train(job: Job, stop_after: int | None, watch: Watch | None) -> Progress:
                 output.scores(trained, scores)
             if stopping or reached or _due(progress.step, config.checkpoint.interval, last):
                 at(f"the save after step {progress.step}")
-                output.note(f"saved {_save(job, progress, measured, pacing)}")
+                state = _state(job, progress, measured, pacing)
+                saver.save(state, last=bool(stopping or reached or last))
             if stopping:
                 output.note(
                     f"stopped by {stopping} after step {progress.step} of {job.plan.total_steps}; the same command "
@@ -155,8 +161,8 @@ def _greeting(job: Job, stop_after: int | None) -> str:
     return f"{size} on {layout}: {f'resumed at step {job.start.step}, ' if job.start.step else ''}{goal}"
 
 
-def _save(job: Job, progress: Progress, measured: Measured, pacing: AdaptivePacing | None) -> Path:
-    state = TrainingState(
+def _state(job: Job, progress: Progress, measured: Measured, pacing: AdaptivePacing | None) -> TrainingState:
+    return TrainingState(
         progress,
         job.plan,
         job.config,
@@ -167,7 +173,6 @@ def _save(job: Job, progress: Progress, measured: Measured, pacing: AdaptivePaci
         job.growth,
         pacing,
     )
-    return save_checkpoint(job.engine, job.checkpoints, state, job.config.checkpoint.keep_last)
 
 
 def _end(plan: Plan, stop_after: int | None) -> int:

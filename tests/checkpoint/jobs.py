@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from megatron_slw.checkpoint import rank_files
 from megatron_slw.checkpoint.load import Checkpoint
 from megatron_slw.checkpoint.save import save_checkpoint
+from megatron_slw.checkpoint.save_error import SaveError
 from megatron_slw.checkpoint.state import TrainingState
 from megatron_slw.config.schema import RunConfig
 from megatron_slw.parallel.groups import build_groups
@@ -81,23 +85,34 @@ def run_fp16(config: RunConfig, until: int, save_at: tuple[int, ...] = ()) -> di
 
 def save_fails_on_one_rank(config: RunConfig, broken_rank: int) -> str:
     """Save once with a rank that cannot write its file; what the save says."""
-    from megatron_slw.checkpoint import save
-
     job = build_job(config, build_groups(config.parallel))
-    if job.engine.groups.rank == broken_rank:
-
-        def full_disk(*_: Any) -> None:
-            raise OSError(28, "No space left on device")
-
-        original, save.save_file = save.save_file, full_disk
-    try:
-        save_checkpoint(job.engine, job.checkpoints, saved_state(job, Progress(1, 8, 64)), 2)
-    except save.SaveError as error:
-        return str(error)
-    finally:
-        if job.engine.groups.rank == broken_rank:
-            save.save_file = original
+    with full_disk(job.engine.groups.rank == broken_rank):
+        try:
+            save_checkpoint(job.engine, job.checkpoints, saved_state(job, Progress(1, 8, 64)), 2)
+        except SaveError as error:
+            return str(error)
     return "saved"
+
+
+@contextlib.contextmanager
+def writing_by(function: Callable[..., Any]) -> Iterator[None]:
+    """Tensors are written by `function` in place of write_tensors."""
+    original, rank_files.write_tensors = rank_files.write_tensors, function
+    try:
+        yield
+    finally:
+        rank_files.write_tensors = original
+
+
+@contextlib.contextmanager
+def full_disk(is_full: bool = True) -> Iterator[None]:
+    """No tensor can be written."""
+
+    def refuse(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    with writing_by(refuse) if is_full else contextlib.nullcontext():
+        yield
 
 
 def read_logical(path: Path) -> State:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from megatron_slw.checkpoint.format import latest_checkpoint, remove_debris
+from megatron_slw.checkpoint.format import commit, file_record, latest_checkpoint, remove_debris
 from megatron_slw.checkpoint.load import Checkpoint
 from megatron_slw.config.errors import ConfigError
 from megatron_slw.slw.stability import Stability
@@ -38,8 +38,6 @@ def edit_json(path: Path, change: Callable[[dict], object]) -> None:
 
 def reseal(checkpoint: Path) -> None:
     """Make the manifest agree with the files again, so that the content itself is judged."""
-    from megatron_slw.checkpoint.format import file_record
-
     def update(manifest: dict) -> None:
         for name in manifest["files"]:
             record = file_record(checkpoint / name)
@@ -155,11 +153,35 @@ def test_the_message_names_a_checkpoint_to_go_on_from(saved: Path, tmp_path: Pat
 def test_a_step_without_a_manifest_is_not_the_latest(saved: Path, tmp_path: Path) -> None:
     folder = tmp_path / "checkpoints"
     shutil.copytree(saved, folder)
-    shutil.copytree(folder / "step_000004", folder / "step_000006.writing")
+    for step in ("step_000006", "step_000008"):
+        shutil.copytree(folder / "step_000004", folder / f"{step}.writing")
+    os.truncate(folder / "step_000008.writing" / TENSORS, 1000)
+    shutil.copytree(folder / "step_000002", folder / "step_000001.deleting")
     (folder / "step_000004" / "manifest.json").unlink()
     assert latest_checkpoint(folder) == folder / "step_000002"
     remove_debris(folder)
-    assert sorted(p.name for p in folder.iterdir()) == ["step_000002", "step_000004"]
+    assert sorted(p.name for p in folder.iterdir()) == ["step_000002", "step_000004", "step_000006"]
+
+
+def test_a_replaced_checkpoint_survives_a_kill_between_the_renames(saved: Path, tmp_path: Path) -> None:
+    """A step saved a second time, as after going back: for a moment no checkpoint has its name."""
+    folder = tmp_path / "checkpoints"
+    shutil.copytree(saved / "step_000004", folder / "step_000004.deleting")
+    shutil.copytree(saved / "step_000004", folder / "step_000004.writing")
+    remove_debris(folder)
+    assert [p.name for p in folder.iterdir()] == ["step_000004"]
+    read_everything(folder / "step_000004")
+
+
+def test_retention_keeps_what_was_just_saved(saved: Path, tmp_path: Path) -> None:
+    """After going back, the checkpoints of the abandoned steps are the newer ones."""
+    folder = tmp_path / "checkpoints"
+    shutil.copytree(saved / "step_000004", folder / "step_000004")
+    shutil.copytree(saved / "step_000002", folder / "step_000002.writing")
+    (folder / "step_000002.writing" / "manifest.json").unlink()
+    records = {path.name: file_record(path) for path in (folder / "step_000002.writing").iterdir()}
+    commit(folder / "step_000002.writing", folder / "step_000002", records, keep_last=1)
+    assert [p.name for p in folder.iterdir()] == ["step_000002"]
 
 
 def test_what_was_measured_is_saved(saved: Path, tmp_path: Path) -> None:
