@@ -31,8 +31,12 @@ ROUTES: Mapping[str, Sequence[tuple[int, int]]] = {
     "2xW": ((LAYERS, HIDDEN // 2), (LAYERS, HIDDEN)),
     "2xDxW": ((LAYERS // 2, HIDDEN // 2), (LAYERS, HIDDEN)),
     "2x2xD": ((LAYERS // 4, HIDDEN), (LAYERS // 2, HIDDEN), (LAYERS, HIDDEN)),
+    "half depth": ((LAYERS // 2, HIDDEN),),
+    "half width": ((LAYERS, HIDDEN // 2),),
+    "half both": ((LAYERS // 2, HIDDEN // 2),),
 }
-"""Layers and hidden size of each stage."""
+"""Layers and hidden size of each stage. The last three never grow: what a small model does alone, by which growing must
+be judged."""
 RATES = {64: 4e-3, 32: 4e-3}
 """Learning rate by hidden size."""
 REWARMUP = 10
@@ -41,7 +45,7 @@ NOISE = -10.0
 MOST_COMPUTE = 1.1
 """Of the baseline's, after which a chain that has not come to its loss is given up."""
 ENDS: Mapping[str, Sequence[int]] = {
-    "scratch": (), "2xD": (300_000,), "2xW": (300_000,), "2xDxW": (300_000,), "2x2xD": (200_000, 320_000),
+    "2xD": (300_000,), "2xW": (300_000,), "2xDxW": (300_000,), "2x2xD": (200_000, 320_000),
 }
 """Trained tokens at which each stage but the last of a route ends."""
 
@@ -95,6 +99,9 @@ class Chain:
         return replace(self, stages=self.stages[:-1])
 
 
+GROWN = ("2xW", "2xD", "2xDxW", "2x2xD")
+
+
 @dataclass(frozen=True)
 class Arm:
     """One way to the target; it is gone once a seed."""
@@ -106,12 +113,12 @@ class Arm:
     @property
     def name(self) -> str:
         """`2xW slw fresh`"""
-        words = [self.route, "slw" if self.slw else "", "" if self.route == "scratch" else self.moments]
+        words = [self.route, "slw" if self.slw else "", self.moments if self.route in GROWN else ""]
         return " ".join(word for word in words if word)
 
     def chain(self, seed: int) -> Chain:
         """What is trained."""
-        ends = (*ENDS[self.route], None if self != BASELINE else BASELINE_TOKENS)
+        ends = (*ENDS.get(self.route, ()), None if self != BASELINE else BASELINE_TOKENS)
         stages: list[Stage] = []
         for (layers, hidden), end in zip(ROUTES[self.route], ends, strict=True):
             stage = Stage(layers, hidden, RATES[hidden], end)
@@ -124,10 +131,11 @@ class Arm:
 
 
 BASELINE = Arm("scratch", False)
-GROWN = ("2xW", "2xD", "2xDxW", "2x2xD")
+ALONE = ("half depth", "half width", "half both")
 OTHERS: Sequence[Moments] = ("published", "fresh")
 WAVES: Sequence[Sequence[Arm]] = (
     (BASELINE, Arm("scratch", True), *(Arm(route, slw) for slw in (False, True) for route in GROWN)),
+    tuple(Arm(route, False) for route in ALONE),
     tuple(Arm(route, False, moments) for moments in OTHERS for route in GROWN),
     tuple(Arm(route, True, moments) for moments in OTHERS for route in GROWN),
 )

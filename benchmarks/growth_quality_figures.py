@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from benchmarks.growth_quality_arms import BASELINE, GROWN
+from benchmarks.growth_quality_arms import ALONE, BASELINE, GROWN
 from benchmarks.growth_quality_evaluation import averaged
 
 Run = Mapping[str, Any]
@@ -20,6 +20,7 @@ STYLES: Sequence[Mapping[str, Any]] = (
     {"color": "#1a1a1a", "linestyle": "--"},
     {"color": "#7a7a7a", "linestyle": "-"},
     {"color": "#7a7a7a", "linestyle": "--"},
+    {"color": "#1a1a1a", "linestyle": ":"},
 )
 """By line and lightness, so that it prints in black and white: dashed has the length warmup."""
 MARKERS = {"exact": ("o", "#1a1a1a"), "published": ("^", "#7a7a7a"), "fresh": ("x", "#4a4a4a")}
@@ -42,6 +43,7 @@ def curves_figure(result: Mapping[str, Any]) -> Figure:
     shown = {
         "from scratch": BASELINE.name, "from scratch, length warmup": SLW,
         f"{route} grown": f"{route} exact", f"{route} grown, length warmup": f"{route} slw exact",
+        "half depth, never grown": "half depth",
     }  # fmt: skip
     for (label, name), style in zip(shown.items(), STYLES, strict=True):
         if name in runs:
@@ -49,6 +51,7 @@ def curves_figure(result: Mapping[str, Any]) -> Figure:
     target = sum(run["target"] for run in runs[BASELINE.name]) / len(runs[BASELINE.name])
     losses.axhline(target, color="#1a1a1a", linewidth=0.9, linestyle=(0, (1, 3)))
     losses.set(ylabel="validation loss at full length\n(nats per token, mean of the seeds)")
+    losses.plot([], [], "o", color="#4a4a4a", label="growth")
     losses.legend(frameon=False, fontsize=9)
     lengths.set(xlabel="FLOPs of training, all stages (10¹²)", ylabel="length\n(tokens)", ylim=(0, None))
     figure.suptitle(_curves_finding(result, route), fontsize=12, x=0.01, horizontalalignment="left")
@@ -90,8 +93,6 @@ def _curve(losses: Axes, lengths: Axes, runs: Sequence[Run], label: str, style: 
     for i in range(1, len(points)):
         if points[i][0][2] != points[i - 1][0][2]:
             losses.plot(flops[i - 1], means[i - 1], "o", color=style["color"], markersize=7)
-            losses.annotate("grown", (flops[i - 1], means[i - 1]), (-6, -12), textcoords="offset points", fontsize=9,
-                            horizontalalignment="right")  # fmt: skip
     losses.grid(color="#e6e6e6", linewidth=0.6)
     lengths.step(flops, [point[0][3] for point in points], where="pre", linewidth=1.0, **style)
     for axis in (losses, lengths):
@@ -99,21 +100,21 @@ def _curve(losses: Axes, lengths: Axes, runs: Sequence[Run], label: str, style: 
 
 
 def _savings(axis: Axes, runs: Mapping[str, Sequence[Run]], slw: bool) -> None:
-    rows = ("scratch", *GROWN)
+    rows = ("scratch", *GROWN, *ALONE)
     for row, route in enumerate(rows):
         for shift, (moments, (marker, color)) in enumerate(MARKERS.items()):
-            words = [route, "slw" if slw else "", "" if route == "scratch" else moments]
+            words = [route, "slw" if slw else "", moments if route in GROWN else ""]
             found = runs.get(" ".join(filter(None, words)), [])
             values = [100 * run["saved_flops"] for run in found if run["saved_flops"] is not None]
-            if route == "scratch" and (moments != "exact" or not slw):
+            if route not in GROWN and (moments != "exact" or (route == "scratch" and not slw)):
                 continue
             label = f"{moments} moments" if route == GROWN[0] else None
             axis.plot(values, [row + 0.22 * (shift - 1)] * len(values), marker, color=color, markersize=7,
                       linestyle="none", label=label)  # fmt: skip
     axis.axvline(0, color="#1a1a1a", linewidth=0.9)
     axis.axvline(100 * GOAL, color="#1a1a1a", linewidth=0.9, linestyle=(0, (1, 3)))
-    axis.set_yticks(range(len(rows)), rows)
-    axis.invert_yaxis()
+    axis.set_yticks(range(len(rows)), [f"{row}, never grown" if row in ALONE else row for row in rows])
+    axis.set_ylim(len(rows) - 0.5, -0.5)
     axis.set_xlabel("compute saved (% of the baseline's, each seed)")
     axis.grid(color="#e6e6e6", linewidth=0.6, axis="x")
     axis.spines[["top", "right"]].set_visible(False)
