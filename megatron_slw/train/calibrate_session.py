@@ -68,8 +68,8 @@ def judge(small: Side, target: Side, output: Path, left_out: float, say: Callabl
             )
     if found is None:
         say(
-            "\nNothing is gained by growing, or noise decides whether it is: at no loss is the larger model the dearer "
-            "one to come to. Compare a smaller model, or train on."
+            "\nNo growth point: the small model has every loss for less compute, as its curve has not flattened yet, "
+            "or the larger one has, or noise decides. Train on, or validate on more samples."
         )
         return 1
     say(f"\n{calibration_display.table(first, second, found)}\n\n{calibration_display.conclusion(found)}")
