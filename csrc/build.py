@@ -27,8 +27,8 @@ STABLE_ABI = "-DTORCH_TARGET_VERSION=0x020b000000000000"  # 2.11
 CXX_FLAGS = ("-std=gnu++20", "-O3", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wno-unknown-pragmas")
 INSTRUCTION_SETS = {
     "scalar": (),
-    "avx2": ("-mavx2", "-mfma", "-mf16c"),
-    "avx512": ("-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mfma", "-mf16c"),
+    "avx2": ("-mavx2", "-mbmi2", "-mfma", "-mf16c"),
+    "avx512": ("-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mbmi2", "-mfma", "-mf16c"),
 }
 QUIET_INTRINSICS = ("-Wno-uninitialized", "-Wno-maybe-uninitialized")  # GCC 12 on its own headers
 NVCC_FLAGS = ("-std=c++20", "-O3", "-Xcompiler", "-fPIC,-fvisibility=hidden", "--expt-relaxed-constexpr")

@@ -32,13 +32,13 @@ void check_causal(const Softmax& a) {
 
 // Causal rows grow with the query: threads take blocks of rows from both ends.
 template <class F> void balanced(const Softmax& a, F kernel) {
-  constexpr int64_t kRows = 16;
-  const int64_t blocks = (a.rows + kRows - 1) / kRows;
-  parallel(blocks, kRows * a.keys, [&](int64_t begin, int64_t end) {
+  const int64_t size = std::max<int64_t>(16, kGrain / std::max<int64_t>(1, a.keys) / 16 * 16);
+  const int64_t blocks = (a.rows + size - 1) / size;
+  parallel(blocks, size * a.keys, [&](int64_t begin, int64_t end) {
     if (begin == 0 && end == blocks) return kernel(a, int64_t(0), a.rows);
     for (int64_t i = begin; i < end; ++i) {
       const int64_t block = i % 2 ? blocks - 1 - i / 2 : i / 2;
-      kernel(a, block * kRows, std::min(a.rows, (block + 1) * kRows));
+      kernel(a, block * size, std::min(a.rows, (block + 1) * size));
     }
   });
 }

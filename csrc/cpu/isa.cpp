@@ -2,13 +2,14 @@
 #include "cross_entropy.h"
 #include "layer_norm.h"
 #include "pointwise.h"
-#include "softmax.h"
+#include "softmax_group.h"
 
 namespace slw {
 namespace SLW_ISA {
 namespace {
 
 template <class F> void with_type(Type type, F f) {
+  const FlushTiny flush;
   switch (type) {
     case Type::f32: return f(float{});
     case Type::f16: return f(half{});
@@ -32,11 +33,19 @@ template <class A, class F> void with(const A& a, const void* out, int64_t rows,
 }
 
 void causal_softmax(const Softmax& a, int64_t begin, int64_t end) {
-  with(a, a.out, a.rows, a.keys, [&](auto t, auto past) { causal_rows<decltype(t), past.value>(a, begin, end); });
+  if (a.first || a.queries == 1 || a.scale < 0)
+    return with(a, a.out, a.rows, a.keys,
+                [&](auto t, auto past) { causal_rows<decltype(t), past.value>(a, begin, end); });
+  // Groups of rows may begin anywhere in a line.
+  with(a, a.out, a.rows * a.keys / 64, 64,
+       [&](auto t, auto past) { causal_groups<decltype(t), past.value>(a, begin, end); });
 }
 void causal_softmax_backward(const Softmax& a, int64_t begin, int64_t end) {
-  with(a, a.out, a.rows, a.keys,
-       [&](auto t, auto past) { causal_backward_rows<decltype(t), past.value>(a, begin, end); });
+  if (a.first || a.queries == 1)
+    return with(a, a.out, a.rows, a.keys,
+                [&](auto t, auto past) { causal_backward_rows<decltype(t), past.value>(a, begin, end); });
+  with(a, a.out, a.rows * a.keys / 64, 64,
+       [&](auto t, auto past) { causal_backward_groups<decltype(t), past.value>(a, begin, end); });
 }
 void masked_softmax(const Softmax& a, int64_t begin, int64_t end) {
   with(a, a.out, a.rows, a.keys, [&](auto t, auto past) { masked_rows<decltype(t), past.value>(a, begin, end); });

@@ -6,172 +6,205 @@
 namespace slw {
 namespace SLW_ISA {
 
-// Row sums in four registers, so that additions do not wait for each other; f(j, n) gives the n lanes at column j.
-template <class S, class F> inline S sum_row(int64_t columns, F f) {
+// f(column, lanes) for the registers of a row: the last one may be a part.
+template <class S, class F> inline void along(int64_t columns, F f) {
   constexpr int L = kLanes<S>;
-  Reg<S> sums[4] = {};
   int64_t j = 0;
-  for (; j + 4 * L <= columns; j += 4 * L)
-    for (int k = 0; k < 4; ++k) sums[k] += f(j + k * L, int64_t(L));
-  for (; j + L <= columns; j += L) sums[0] += f(j, int64_t(L));
-  if (j < columns) sums[1] += f(j, columns - j);
-  return sum_of<S>((sums[0] + sums[1]) + (sums[2] + sums[3]));
+  for (; j + L <= columns; j += L) f(j, int64_t(L));
+  if (j < columns) f(j, columns - j);
+}
+
+// Rows whose mean is known: they are normalised while the next ones are read, so that memory is read and written at
+// the same time. `x` is null where there are none.
+template <class T, int Rows> struct Normal {
+  const T* x = nullptr;
+  T* y = nullptr;
+  Reg<Wide<T>> means[Rows] = {}, factors[Rows] = {};
+};
+
+// One step: the sums of the rows `now` (x + residual where Add, kept in `total`), rows `before` normalised. Several rows
+// at once are as many streams to and from memory.
+template <class T, bool Past, bool Add, int Rows>
+inline void layer_norm_step(
+    const LayerNorm& a, int64_t row, bool reads, int64_t ahead, T* kept, const Normal<T, Rows>& before,
+    Reg<Wide<T>>* sums) {
+  using S = Wide<T>;
+  const int64_t columns = a.columns, at = row * columns;
+  const T* x = static_cast<const T*>(a.x) + at;
+  const T* residual = Add ? static_cast<const T*>(a.residual) + at : nullptr;
+  T* total = Add ? static_cast<T*>(a.total) + at : nullptr;
+  const S *weight = static_cast<const S*>(a.weight), *bias = static_cast<const S*>(a.bias);
+  along<S>(columns, [&](int64_t j, int64_t n) {
+    if (before.x) {
+      const Reg<S> w = load_up_to(weight + j, n, S(0)), b = load_up_to(bias + j, n, S(0));
+      for (int r = 0; r < Rows; ++r) {
+        const Reg<S> normal = (load_up_to(before.x + r * columns + j, n, S(0)) - before.means[r]) * before.factors[r];
+        store_up_to<Past>(before.y + r * columns + j, n, normal * w + b);
+      }
+    }
+    if (!reads) return;
+    for (int r = 0; r < Rows; ++r) {
+      const int64_t i = r * columns + j;
+      Reg<S> value = load_up_to(x + i, n, S(0));
+      prefetch_near(x + i + ahead);
+      if constexpr (Add) {
+        value += load_up_to(residual + i, n, S(0));
+        prefetch_near(residual + i + ahead);
+        if (Past) store_up_to<true>(total + i, n, value);
+        store_up_to<false>(kept + i, n, value);
+        if constexpr (sizeof(T) < sizeof(S)) value = load_up_to(kept + i, n, S(0));  // as it was rounded
+      }
+      sums[r] += value;
+    }
+  });
+}
+
+// The mean and the reciprocal standard deviation of the rows that were summed.
+template <class T, int Rows>
+inline void layer_norm_moments(
+    const LayerNorm& a, int64_t row, const T* x, const Reg<Wide<T>>* sums, Normal<T, Rows>& out) {
+  using S = Wide<T>;
+  Reg<S> squares[Rows] = {};
+  S means[Rows];
+  for (int r = 0; r < Rows; ++r) {
+    means[r] = sum_of<S>(sums[r]) / a.columns;
+    out.means[r] = splat<S>(means[r]);
+  }
+  along<S>(a.columns, [&](int64_t j, int64_t n) {
+    for (int r = 0; r < Rows; ++r) {
+      const Reg<S> centred = load_up_to(x + r * a.columns + j, n, means[r]) - out.means[r];
+      squares[r] += centred * centred;
+    }
+  });
+  for (int r = 0; r < Rows; ++r) {
+    const S variance = sum_of<S>(squares[r]) / a.columns;
+    const S rstd = S(1) / static_cast<S>(sqrt(static_cast<double>(variance + static_cast<S>(a.eps))));
+    static_cast<S*>(a.mean)[row + r] = means[r];
+    static_cast<S*>(a.rstd)[row + r] = rstd;
+    out.factors[r] = splat<S>(rstd);
+  }
+}
+
+// Rows [begin, end) by so many at once; gives the first of those that are left.
+template <class T, bool Past, bool Add, int Rows>
+inline int64_t layer_norm_span(const LayerNorm& a, int64_t begin, int64_t end) {
+  using S = Wide<T>;
+  const int64_t step = Rows * a.columns, last = begin + (end - begin) / Rows * Rows;
+  Buffer<T> room(Add && Past ? 2 * step : 0);  // what is written past the caches is kept here for the later passes
+  Normal<T, Rows> before;
+  for (int64_t row = begin; row <= last && (row < last || before.x); row += Rows) {
+    const T* x = static_cast<const T*>(Add ? a.total : a.x) + row * a.columns;
+    T* kept = nullptr;
+    if constexpr (Add) {
+      kept = Past ? room.data + (row - begin) / Rows % 2 * step : static_cast<T*>(a.total) + row * a.columns;
+      x = kept;
+    }
+    Reg<S> sums[Rows] = {};
+    layer_norm_step<T, Past, Add, Rows>(a, row, row < last, row + 2 * Rows <= last ? step : 0, kept, before, sums);
+    before.x = nullptr;
+    if (row == last) break;
+    layer_norm_moments<T, Rows>(a, row, x, sums, before);
+    before.x = x;
+    before.y = static_cast<T*>(a.y) + row * a.columns;
+  }
+  return last;
 }
 
 template <class T, bool Past, bool Add> void layer_norm_rows(const LayerNorm& a, int64_t begin, int64_t end) {
-  using S = Wide<T>;
-  constexpr int L = kLanes<S>;
-  const int64_t columns = a.columns;
-  const S* weight = static_cast<const S*>(a.weight);
-  const S* bias = static_cast<const S*>(a.bias);
-  Buffer<T> sums(Add && Past ? columns : 0);  // what is written past the caches is kept here for the later passes
-  for (int64_t row = begin; row < end; ++row) {
-    const int64_t at = row * columns;
-    const T* x = static_cast<const T*>(a.x) + at;
-    const int64_t ahead = row + 1 < end ? columns : 0;
-    if constexpr (Add) {
-      const T* residual = static_cast<const T*>(a.residual) + at;
-      T* total = Past ? sums.data : static_cast<T*>(a.total) + at;
-      int64_t j = 0;
-      for (; j + L <= columns; j += L) store<false>(total + j, load(x + j) + load(residual + j));
-      if (j < columns)
-        store_part(total + j, columns - j,
-                   load_part(x + j, columns - j, S(0)) + load_part(residual + j, columns - j, S(0)));
-      x = total;
-    }
-    const S mean = sum_row<S>(columns, [&](int64_t j, int64_t n) { return load_up_to(x + j, n, S(0)); }) / columns;
-    const Reg<S> means = splat<S>(mean);
-    const T* next = static_cast<const T*>(a.x) + at + ahead;
-    const S squares = sum_row<S>(columns, [&](int64_t j, int64_t n) {
-      const Reg<S> centred = load_up_to(x + j, n, mean) - means;
-      prefetch(next + j);
-      return centred * centred;
-    });
-    const S rstd = S(1) / static_cast<S>(sqrt(static_cast<double>(squares / columns + static_cast<S>(a.eps))));
-    static_cast<S*>(a.mean)[row] = mean;
-    static_cast<S*>(a.rstd)[row] = rstd;
-    const Reg<S> factor = splat<S>(rstd);
-    T* y = static_cast<T*>(a.y) + at;
-    int64_t j = 0;
-    for (; j + L <= columns; j += L) {
-      const Reg<S> value = load(x + j);
-      if constexpr (Add && Past) store<true>(static_cast<T*>(a.total) + at + j, value);
-      store<Past>(y + j, (value - means) * factor * load(weight + j) + load(bias + j));
-    }
-    if (j < columns) {
-      const int64_t n = columns - j;
-      const Reg<S> normal = (load_part(x + j, n, S(0)) - means) * factor;
-      store_part(y + j, n, normal * load_part(weight + j, n, S(0)) + load_part(bias + j, n, S(0)));
-    }
-  }
+  begin = layer_norm_span<T, Past, Add, 4>(a, begin, end);
+  layer_norm_span<T, Past, Add, 1>(a, begin, end);
   if (Past) fence();
 }
 
-// Gradient of the weight and of the bias for `count` rows, added to sums[0, C) and sums[C, 2C); and each row's
-// sum(grad w xhat) and sum(grad w), which the second pass needs. Several rows at once share the traffic of the sums.
-// This pass touches x of the rows `ahead`, the second one their gradient: memory is read all the time.
-template <class T, int Rows>
-inline void layer_norm_sums(
-    const LayerNorm& a, int64_t row, int64_t ahead, Wide<T>* sums, Wide<T>* along, Wide<T>* plain) {
+// What the gradient of a row needs: sum(grad w xhat) / C and sum(grad w) / C.
+template <class T, int Rows> struct GradSums {
+  int64_t row = -1;  // none
+  Wide<T> with[Rows], plain[Rows];
+};
+
+// One step of the backward pass. Of rows [row, row + Rows) the gradient of the weight and of the bias is added to
+// sums[0, C) and sums[C, 2C): several rows at once share that traffic. Of the rows before, whose sums are known, the
+// gradient is written:
+// rstd (g w - plain - xhat with) = g (w rstd) - x (with rstd^2) + (mean rstd with - plain) rstd would cancel where the
+// mean is large, so x - mean is formed first.
+template <class T, bool Past, bool Add, int Rows>
+inline void layer_norm_backward_step(
+    const LayerNorm& a, const GradSums<T, Rows>& before, GradSums<T, Rows>& now, int64_t ahead, Wide<T>* sums) {
   using S = Wide<T>;
-  constexpr int L = kLanes<S>;
   const int64_t columns = a.columns;
-  const T* x = static_cast<const T*>(a.x) + row * columns;
-  const T* g = static_cast<const T*>(a.grad) + row * columns;
-  const S* weight = static_cast<const S*>(a.weight);
-  Reg<S> means[Rows], rstds[Rows], with[Rows] = {}, without[Rows] = {};
+  const T *all_x = static_cast<const T*>(a.x), *all_g = static_cast<const T*>(a.grad);
+  const T *x = all_x + now.row * columns, *g = all_g + now.row * columns;
+  const int64_t done = before.row * columns;
+  const S *weight = static_cast<const S*>(a.weight), *all_mean = static_cast<const S*>(a.mean);
+  const S* all_rstd = static_cast<const S*>(a.rstd);
+  Reg<S> means[Rows], rstds[Rows], with[Rows] = {}, plain[Rows] = {};
+  S old_mean[Rows], old_rstd[Rows], shift[Rows], slope[Rows];
   for (int r = 0; r < Rows; ++r) {
-    means[r] = splat<S>(static_cast<const S*>(a.mean)[row + r]);
-    rstds[r] = splat<S>(static_cast<const S*>(a.rstd)[row + r]);
+    if (now.row >= 0) means[r] = splat<S>(all_mean[now.row + r]);
+    if (now.row >= 0) rstds[r] = splat<S>(all_rstd[now.row + r]);
+    if (before.row < 0) continue;
+    old_mean[r] = all_mean[before.row + r];
+    old_rstd[r] = all_rstd[before.row + r];
+    shift[r] = before.plain[r] * old_rstd[r];
+    slope[r] = before.with[r] * old_rstd[r] * old_rstd[r];
   }
-  int64_t j = 0;
-  for (; j + L <= columns; j += L) {
-    const Reg<S> w = load(weight + j);
-    Reg<S> of_weight = load(sums + j), of_bias = load(sums + columns + j);
+  along<S>(columns, [&](int64_t j, int64_t n) {
+    const Reg<S> w = load_up_to(weight + j, n, S(0));
+    if (before.row >= 0)
+      for (int r = 0; r < Rows; ++r) {
+        const int64_t i = done + r * columns + j;
+        Reg<S> result = load_up_to(all_g + i, n, S(0)) * w * splat<S>(old_rstd[r]) - splat<S>(shift[r]);
+        result -= (load_up_to(all_x + i, n, S(0)) - splat<S>(old_mean[r])) * splat<S>(slope[r]);
+        if constexpr (Add) result += load_up_to(static_cast<const T*>(a.grad_total) + i, n, S(0));
+        store_up_to<Past>(static_cast<T*>(a.y) + i, n, result);
+      }
+    if (now.row < 0) return;
+    Reg<S> of_weight = load_up_to(sums + j, n, S(0)), of_bias = load_up_to(sums + columns + j, n, S(0));
     for (int r = 0; r < Rows; ++r) {
-      const Reg<S> grad = load(g + r * columns + j);
-      prefetch(x + r * columns + j + ahead);
-      const Reg<S> normal = (load(x + r * columns + j) - means[r]) * rstds[r];
+      const int64_t i = r * columns + j;
+      const Reg<S> grad = load_up_to(g + i, n, S(0)), scaled = grad * w;
+      const Reg<S> normal = (load_up_to(x + i, n, S(0)) - means[r]) * rstds[r];
+      prefetch_near(g + i + ahead);
+      prefetch_near(x + i + ahead);
       of_weight += grad * normal;
       of_bias += grad;
-      const Reg<S> scaled = grad * w;
       with[r] += scaled * normal;
-      without[r] += scaled;
+      plain[r] += scaled;
     }
-    store<false>(sums + j, of_weight);
-    store<false>(sums + columns + j, of_bias);
-  }
-  if (j < columns) {
-    const int64_t n = columns - j;
-    const Reg<S> w = load_part(weight + j, n, S(0));
-    Reg<S> of_weight = load_part(sums + j, n, S(0)), of_bias = load_part(sums + columns + j, n, S(0));
-    for (int r = 0; r < Rows; ++r) {
-      const Reg<S> grad = load_part(g + r * columns + j, n, S(0));
-      const Reg<S> normal = (load_part(x + r * columns + j, n, S(0)) - means[r]) * rstds[r];
-      of_weight += grad * normal;
-      of_bias += grad;
-      with[r] += grad * w * normal;
-      without[r] += grad * w;
-    }
-    store_part(sums + j, n, of_weight);
-    store_part(sums + columns + j, n, of_bias);
-  }
+    store_up_to<false>(sums + j, n, of_weight);
+    store_up_to<false>(sums + columns + j, n, of_bias);
+  });
+  if (now.row < 0) return;
   for (int r = 0; r < Rows; ++r) {
-    along[r] = sum_of<S>(with[r]) / columns;
-    plain[r] = sum_of<S>(without[r]) / columns;
+    now.with[r] = sum_of<S>(with[r]) / columns;
+    now.plain[r] = sum_of<S>(plain[r]) / columns;
   }
 }
 
-template <class T, bool Past, bool Add>
-inline void layer_norm_grad_row(const LayerNorm& a, int64_t row, int64_t ahead, Wide<T> along, Wide<T> plain) {
-  using S = Wide<T>;
-  constexpr int L = kLanes<S>;
-  const int64_t columns = a.columns, at = row * columns;
-  const T* x = static_cast<const T*>(a.x) + at;
-  const T* g = static_cast<const T*>(a.grad) + at;
-  const T* more = Add ? static_cast<const T*>(a.grad_total) + at : nullptr;
-  const S* weight = static_cast<const S*>(a.weight);
-  const S mean = static_cast<const S*>(a.mean)[row], rstd = static_cast<const S*>(a.rstd)[row];
-  // rstd (g w - plain - xhat along) = g (w rstd) - x (along rstd^2) + (mean rstd along - plain) rstd would cancel where
-  // the mean is large, so x - mean is formed first.
-  const Reg<S> means = splat<S>(mean), rstds = splat<S>(rstd), shift = splat<S>(plain * rstd);
-  const Reg<S> slope = splat<S>(along * rstd * rstd);
-  T* out = static_cast<T*>(a.y) + at;
-  int64_t j = 0;
-  for (; j + L <= columns; j += L) {
-    Reg<S> r = load(g + j) * load(weight + j) * rstds - shift - (load(x + j) - means) * slope;
-    if constexpr (Add) r += load(more + j);
-    prefetch(g + j + ahead);
-    store<Past>(out + j, r);
+template <class T, bool Past, bool Add, int Rows>
+inline int64_t layer_norm_backward_span(const LayerNorm& a, int64_t begin, int64_t end, Wide<T>* sums) {
+  const int64_t last = begin + (end - begin) / Rows * Rows;
+  GradSums<T, Rows> before, now;
+  for (int64_t row = begin; row < last; row += Rows) {
+    now.row = row;
+    const int64_t ahead = row + 2 * Rows <= last ? Rows * a.columns : 0;
+    layer_norm_backward_step<T, Past, Add, Rows>(a, before, now, ahead, sums);
+    before = now;
   }
-  if (j < columns) {
-    const int64_t n = columns - j;
-    Reg<S> r = load_part(g + j, n, S(0)) * load_part(weight + j, n, S(0)) * rstds - shift;
-    r -= (load_part(x + j, n, S(0)) - means) * slope;
-    if constexpr (Add) r += load_part(more + j, n, S(0));
-    store_part(out + j, n, r);
-  }
+  now.row = -1;
+  if (before.row >= 0) layer_norm_backward_step<T, Past, Add, Rows>(a, before, now, 0, sums);
+  return last;
 }
 
 // Blocks [begin, end) of a.block rows; each block has sums of its own, whatever thread computes it.
 template <class T, bool Past, bool Add> void layer_norm_backward_blocks(const LayerNorm& a, int64_t begin, int64_t end) {
   using S = Wide<T>;
-  constexpr int kRows = 4;
   for (int64_t block = begin; block < end; ++block) {
     S* sums = static_cast<S*>(a.partial) + block * 2 * a.columns;
     memset(sums, 0, 2 * a.columns * sizeof(S));
     const int64_t last = least(a.rows, (block + 1) * a.block);
-    S along[kRows], plain[kRows];
-    int64_t row = block * a.block;
-    for (; row + kRows <= last; row += kRows) {
-      const int64_t ahead = row + 2 * kRows <= last ? kRows * a.columns : 0;
-      layer_norm_sums<T, kRows>(a, row, ahead, sums, along, plain);
-      for (int r = 0; r < kRows; ++r) layer_norm_grad_row<T, Past, Add>(a, row + r, ahead, along[r], plain[r]);
-    }
-    for (; row < last; ++row) {
-      layer_norm_sums<T, 1>(a, row, 0, sums, along, plain);
-      layer_norm_grad_row<T, Past, Add>(a, row, 0, along[0], plain[0]);
-    }
+    const int64_t rest = layer_norm_backward_span<T, Past, Add, 4>(a, block * a.block, last, sums);
+    layer_norm_backward_span<T, Past, Add, 1>(a, rest, last, sums);
   }
   if (Past) fence();
 }

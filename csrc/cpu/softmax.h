@@ -106,6 +106,7 @@ template <int N, class T> void short_causal_rows(const Softmax& a, int64_t begin
   }
 }
 
+// A row at a time.
 template <class T, bool Past> void causal_rows(const Softmax& a, int64_t begin, int64_t end) {
   using S = Wide<T>;
   if (a.keys <= kLanes<S>) return short_causal_rows<1, T>(a, begin, end);

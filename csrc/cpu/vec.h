@@ -73,29 +73,32 @@ template <class S> inline S max_of(Reg<S> v) {
   return s;
 }
 
-// 2^x, relative error 1e-7; below the smallest normal number 0. The polynomial is a least-maximum fit on [-1/2, 1/2].
+// 2^x, relative error 2e-7; below the smallest normal number 0. The polynomials are least-maximum fits.
 inline Reg<float> exp2_of(Reg<float> x) {
 #if defined(__AVX512F__)
-  const Reg<float> whole = (Reg<float>)_mm512_roundscale_ps((__m512)x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+  // The fraction from the whole number below, in [0, 1): scalef takes that whole number from x itself. FlushTiny makes
+  // what is below the smallest normal number 0.
+  const Reg<float> f = (Reg<float>)_mm512_reduce_ps((__m512)x, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
+  Reg<float> p = splat(0.0018671302823349833f);
+  p = p * f + 0.009017029777169228f;
+  p = p * f + 0.05579991266131401f;
+  p = p * f + 0.24016444385051727f;
+  p = p * f + 0.6931512951850891f;
+  p = p * f + 1.0f;
+  return (Reg<float>)_mm512_scalef_ps((__m512)p, (__m512)x);
 #else
   x = x > 127.99f ? splat(127.99f) : x;
   const auto tiny = x < -126.0f;
   x = tiny ? splat(-126.0f) : x;
   const Reg<float> magic = splat(12582912.0f);  // 1.5 x 2^23: adding it rounds to a whole number
   const Reg<float> shifted = x + magic;
-  const Reg<float> whole = shifted - magic;
-#endif
-  const Reg<float> f = x - whole;
+  const Reg<float> f = x - (shifted - magic);  // in [-1/2, 1/2]
   Reg<float> p = splat(0.0013276466634124517f);
   p = p * f + 0.009675540961325169f;
   p = p * f + 0.05550713464617729f;
   p = p * f + 0.24022120237350464f;
   p = p * f + 0.6931469440460205f;
   p = p * f + 1.0000001192092896f;
-#if defined(__AVX512F__)
-  return (Reg<float>)_mm512_maskz_scalef_ps(
-      _mm512_cmp_ps_mask((__m512)x, _mm512_set1_ps(-126.0f), _CMP_NLT_UQ), (__m512)p, (__m512)whole);
-#else
   const Ints<float> power = ((Ints<float>)shifted - (Ints<float>)magic) << 23;
   const Reg<float> result = (Reg<float>)((Ints<float>)p + power);
   return tiny ? splat(0.0f) : result;
@@ -231,22 +234,42 @@ template <bool Past, class T> inline void store(T* p, Reg<Wide<T>> v) {
 #endif
 }
 
-// The first n lanes, n < lanes of a register; the others read as `rest`.
+#if defined(__AVX2__) && !defined(__AVX512F__)
+inline __m256i first_lanes(int64_t n) {
+  return _mm256_cmpgt_epi32(_mm256_set1_epi32(static_cast<int>(n)), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+}
+#endif
+#if defined(__AVX512F__)
+template <class T> inline Reg<float> load_lanes(const T* p, __mmask16 lanes, float rest) {
+  const Reg<float> r = splat(rest);
+  if constexpr (sizeof(T) == 4) return (Reg<float>)_mm512_mask_loadu_ps((__m512)r, lanes, p);
+  const __m256i raw = _mm256_maskz_loadu_epi16(lanes, p);
+  __m512 wide;
+  if constexpr (is_half<T>) wide = _mm512_cvtph_ps(raw);
+  else wide = (__m512)_mm512_slli_epi32(_mm512_cvtepu16_epi32(raw), 16);
+  return (Reg<float>)_mm512_mask_mov_ps((__m512)r, lanes, wide);
+}
+#endif
+// The first n lanes, n at most the lanes of a register; the others read as `rest`, and are not read.
 template <class T> inline Reg<Wide<T>> load_part(const T* p, int64_t n, Wide<T> rest) {
   Reg<Wide<T>> r = splat<Wide<T>>(rest);
 #if defined(__AVX512F__)
-  const __mmask16 mask = static_cast<__mmask16>((1u << n) - 1);
-  if constexpr (sizeof(T) == 4) return (Reg<Wide<T>>)_mm512_mask_loadu_ps((__m512)r, mask, p);
-  if constexpr (sizeof(T) == 2) {
-    const __m256i raw = _mm256_maskz_loadu_epi16(mask, p);
-    __m512 wide;
-    if constexpr (is_half<T>) wide = _mm512_cvtph_ps(raw);
-    else wide = (__m512)_mm512_slli_epi32(_mm512_cvtepu16_epi32(raw), 16);
-    return (Reg<Wide<T>>)_mm512_mask_mov_ps((__m512)r, mask, wide);
+  if constexpr (sizeof(T) < 8) return load_lanes(p, static_cast<__mmask16>((1u << n) - 1), rest);
+#elif defined(__AVX2__)
+  if constexpr (sizeof(T) == 4) {
+    const __m256i mask = first_lanes(n);
+    return (Reg<Wide<T>>)_mm256_blendv_ps((__m256)r, _mm256_maskload_ps(p, mask), _mm256_castsi256_ps(mask));
   }
 #endif
   for (int i = 0; i < n; ++i) r[i] = widen(p[i]);
   return r;
+}
+// p is column `at` of a row of which the first `seen` columns, 1 to 64, are used: the others read as `rest`.
+template <class T> inline Reg<Wide<T>> load_before(const T* p, int64_t at, int64_t seen, Wide<T> rest) {
+#if defined(__AVX512F__)
+  if constexpr (sizeof(T) < 8) return load_lanes(p, static_cast<__mmask16>(~uint64_t(0) >> (64 - seen) >> at), rest);
+#endif
+  return load_part(p, most(0, least(kLanes<Wide<T>>, seen - at)), rest);
 }
 template <class T> inline void store_part(T* p, int64_t n, Reg<Wide<T>> v) {
 #if defined(__AVX512F__)
@@ -262,6 +285,8 @@ template <class T> inline void store_part(T* p, int64_t n, Reg<Wide<T>> v) {
       _mm256_mask_storeu_epi16(p, mask, to_bfloat16((__m512)v));
     return;
   }
+#elif defined(__AVX2__)
+  if constexpr (sizeof(T) == 4) return _mm256_maskstore_ps(p, first_lanes(n), (__m256)v);
 #endif
   for (int i = 0; i < n; ++i) p[i] = narrow<T>(v[i]);
 }
@@ -288,12 +313,22 @@ template <class S> inline Reg<S> only_from(Reg<S> r, int64_t at, int64_t from, S
   return lanes_from<S>(at) < limit ? splat<S>(rest) : r;
 }
 
+// While it lives, results below the smallest normal number are 0 on this thread.
+struct FlushTiny {
+#if defined(__x86_64__)
+  const unsigned before = _mm_getcsr();
+  FlushTiny() { _mm_setcsr(before | _MM_FLUSH_ZERO_ON); }
+  ~FlushTiny() { _mm_setcsr(before); }
+#endif
+};
+
 inline void fence() {
 #if defined(__x86_64__)
   _mm_sfence();
 #endif
 }
 inline void prefetch(const void* p) { __builtin_prefetch(p, 0, 2); }  // into the second cache
+inline void prefetch_near(const void* p) { __builtin_prefetch(p, 0, 3); }  // into the first
 
 // Whether the type can be written past the caches here, and whether rows of `columns` elements at p are worth it.
 #if defined(__AVX512F__) || defined(__AVX2__)
@@ -307,6 +342,7 @@ template <class T> inline bool goes_past(const void* p, int64_t rows, int64_t co
 }
 
 template <bool B> struct Flag { static constexpr bool value = B; };
+template <int N> struct Number { static constexpr int value = N; };
 
 // Working memory of one thread.
 template <class S> struct Buffer {

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from megatron_slw.ops import library
+from megatron_slw.ops.softmax import causal_softmax
 from tests.ops.cases import CASES, FLOATS, inputs, run
 from tests.ops.test_operators import WIDTHS, assert_close
 
@@ -27,6 +28,62 @@ def kernels() -> Iterator[ctypes.CDLL]:
     before = loaded.megatron_slw_isa()
     yield loaded
     assert loaded.megatron_slw_use_isa(before) == 1
+
+
+def unseen_scores(matrices: int, size: int, negative: bool) -> tuple[torch.Tensor, ...]:
+    """Scores whose unseen half is NaN, a row of nothing but -infinity, and a scale."""
+    scores = torch.randn(matrices, size, size, generator=torch.Generator().manual_seed(size + matrices))
+    scores[0, size // 2, : size // 2 + 1] = float("inf") if negative else float("-inf")
+    hidden = torch.ones(size, size, dtype=torch.bool).triu(1)
+    return scores.masked_fill(hidden, float("nan")), hidden, torch.tensor(-0.4 if negative else 0.4)
+
+
+@pytest.mark.parametrize("isa", [b"scalar", b"avx2", b"avx512"])
+@pytest.mark.parametrize("size", [8, 16, 24, 40, 64, 65, 100, 516, 529])
+def test_causal_softmax_of_grouped_rows(kernels: ctypes.CDLL, isa: bytes, size: int) -> None:
+    """A number of matrices that fills no register, unseen scores that are not numbers, rows of -infinity, any sign."""
+    if not kernels.megatron_slw_use_isa(isa):
+        pytest.skip(f"this processor has no {isa.decode()}")
+    for matrices, negative in ((1, False), (3, False), (3, True)):
+        scores, hidden, scale = unseen_scores(matrices, size, negative)
+        truth = (scores.double() * scale.double()).masked_fill(hidden, float("-inf")).softmax(-1).nan_to_num(0.0)
+        found = causal_softmax(scores, float(scale))
+        torch.testing.assert_close(found.double(), truth, rtol=2e-6, atol=1e-8)
+        grad = torch.randn(scores.shape).masked_fill(hidden, float("nan"))
+        dot = (grad.nan_to_num(0.0).double() * truth).sum(-1, keepdim=True)
+        true_grad = truth * (grad.nan_to_num(0.0).double() - dot) * float(scale)
+        back = torch.ops.megatron_slw.causal_softmax_backward(grad, found, float(scale), None)
+        torch.testing.assert_close(back.double(), true_grad, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("size", [8, 40, 64, 100, 529])
+def test_softmax_has_the_same_bits_whatever_the_threads(size: int) -> None:
+    """Rows are cut among threads in the middle of matrices and of groups."""
+    scores, before = torch.randn(max(3, 200_000 // size**2), size, size), torch.get_num_threads()
+    grad = torch.randn_like(scores)
+    results = []
+    try:
+        for threads in (1, 2, 5):
+            torch.set_num_threads(threads)
+            y = causal_softmax(scores, 0.3)
+            results.append((y, torch.ops.megatron_slw.causal_softmax_backward(grad, y, 0.3, None)))
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(a, b) for other in results[1:] for a, b in zip(results[0], other, strict=True))
+
+
+@pytest.mark.parametrize("size", [8, 16, 72, 100, 600, 1000])
+def test_softmax_past_the_caches_off_the_lines(size: int) -> None:
+    """Outputs that are streamed while their rows begin anywhere in a line: no gap, the bits of the same rows alone."""
+    count = 25 * 2**20 // 4 // size**2 + 1
+    scores, grad = torch.randn(count, size, size), torch.randn(count, size, size)
+    y = causal_softmax(scores, 0.3)
+    back = torch.ops.megatron_slw.causal_softmax_backward(grad, y, 0.3, None)
+    for part in (slice(0, 1), slice(count // 2, count // 2 + 1), slice(count - 1, count)):
+        alone = causal_softmax(scores[part], 0.3)
+        assert torch.equal(alone, y[part])
+        small = torch.ops.megatron_slw.causal_softmax_backward(grad[part], alone, 0.3, None)
+        assert torch.equal(small, back[part])
 
 
 @pytest.mark.parametrize("isa", [b"scalar", b"avx2", b"avx512"])
