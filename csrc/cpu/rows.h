@@ -1,5 +1,4 @@
-// What kernels need that work on several rows at once: the reductions of all of them in one register, and finished
-// results that go to memory while the next rows are computed.
+// What kernels need that work on several rows at once: the reductions of all of them in one register.
 #pragma once
 
 #include "vec.h"
@@ -59,58 +58,6 @@ template <class S, class Op> inline Reg<S> fold(const Reg<S>* rows, Op op) {
   }
   return result;
 }
-
-// A finished block of memory that is written past the caches, some lines at a time between other work: the processor
-// holds back only so many stores before it waits for them.
-template <bool Past> class Pending {
- public:
-  // From here on `bytes` bytes at `from` belong to `to`; what was pending is finished.
-  void begin(void* to, const void* from, int64_t bytes) {
-    to_ = static_cast<char*>(to);
-    from_ = static_cast<const char*>(from);
-    const int64_t head = least(bytes, -reinterpret_cast<uintptr_t>(to) & (kBytes - 1));
-    memcpy(to_, from_, head);
-    to_ += head;
-    from_ += head;
-    left_ = bytes - head;
-  }
-  // So many registers of it, or what is left.
-  void send(int64_t registers) {
-    const int64_t bytes = least(registers * kBytes, left_ / kBytes * kBytes);
-    if (bytes <= 0) return;
-    char* to = to_;
-    const char* from = from_;
-#pragma GCC unroll 1
-    for (int64_t i = 0; i < bytes; i += kBytes) line(to + i, from + i);
-    to_ = to + bytes;
-    from_ = from + bytes;
-    left_ -= bytes;
-  }
-  void finish() {
-    send(left_ / kBytes);
-    if (left_) memcpy(to_, from_, left_);
-    left_ = 0;
-  }
-
- private:
-  static void line(char* to, const char* from) {
-#if defined(__AVX512F__)
-    _mm512_stream_si512((__m512i*)to, _mm512_loadu_si512(from));
-#elif defined(__AVX2__)
-    _mm256_stream_si256((__m256i*)to, _mm256_loadu_si256((const __m256i*)from));
-#else
-    memcpy(to, from, kBytes);
-#endif
-  }
-  char* to_ = nullptr;
-  const char* from_ = nullptr;
-  int64_t left_ = 0;
-};
-template <> class Pending<false> {
- public:
-  void send(int64_t) {}
-  void finish() {}
-};
 
 }  // namespace SLW_ISA
 }  // namespace slw
