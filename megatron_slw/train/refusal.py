@@ -75,6 +75,12 @@ def decide(
         back_to, before = opened.progress.step, training.rollback_steps // 2
         first = max(back_to, step.step - before)
         stop = step.step + max(1, training.rollback_steps - before)
+        if stop >= job.plan.total_steps:
+            raise _stopped(
+                refusal,
+                f"A rollback would leave out the steps {first + 1} to {stop}, and with them all that is left of the "
+                f"run's {job.plan.total_steps}; lower training.rollback_steps (now {training.rollback_steps}).",
+            )
         skip = Skip(first, stop, step.step, *values, back_to=back_to)
     write_journal(job.checkpoints, skipped.with_skip(skip), job.engine.groups)
     return skip, checkpoint

@@ -22,11 +22,14 @@ from tests.faults import policy_jobs, spike_jobs
 from tests.faults.test_refused_steps import LAYOUTS, MORE
 
 STEPS = 16
-QUICK = ("one", "dp2", "tp2", "pp2", "zero1", "zero3")
-SLOW = ("zero1-bf16", "zero2-bf16", "tp2-pp2", "pp2-dp2-zero1-bf16")
-PARAMS = [*QUICK, *(pytest.param(name, marks=pytest.mark.campaign) for name in SLOW)]
+ALL = ("one", "dp2", "tp2", "pp2", "zero1", "zero3", "zero1-bf16", "zero2-bf16", "tp2-pp2", "pp2-dp2-zero1-bf16")
 DROPOUT = {"model__hidden_dropout": 0.1, "model__attention_dropout": 0.1}
 TIMES = ("step_time_s", "tokens_per_s", "resumed")
+
+
+def layouts(names: tuple[str, ...], *quick: str) -> list[Any]:
+    """All of them in the campaign, some in the quick selection too."""
+    return [name if name in quick else pytest.param(name, marks=pytest.mark.campaign) for name in names]
 
 
 @pytest.fixture
@@ -41,7 +44,10 @@ def config_for(folder: Path, run: str, layout: str = "one", **changes: Any) -> R
     tree = config.model_dump()
     for name, value in changes.items():
         section, _, field = name.partition("__")
-        tree[section][field] = value
+        if field:
+            tree[section][field] = value
+        else:
+            tree[section] = value
     return RunConfig.model_validate(tree)
 
 
@@ -69,7 +75,7 @@ def check_losses(folder: Path, run: str, expected: dict[int, float]) -> None:
 
 
 @pytest.mark.fault(9)
-@pytest.mark.parametrize("layout", PARAMS)
+@pytest.mark.parametrize("layout", layouts(ALL, "one", "zero3"))
 def test_skip_is_the_run_that_never_saw_the_batch(
     pool: WorkerPool, folder: Path, layout: str, injections: Callable[[int], None]
 ) -> None:
@@ -91,7 +97,7 @@ def test_skip_is_the_run_that_never_saw_the_batch(
 
 
 @pytest.mark.fault(9)
-@pytest.mark.parametrize("layout", PARAMS)
+@pytest.mark.parametrize("layout", layouts(ALL, "one", "pp2"))
 def test_rollback_is_the_run_that_never_saw_the_window(
     pool: WorkerPool, folder: Path, layout: str, injections: Callable[[int], None]
 ) -> None:
@@ -137,7 +143,7 @@ def test_a_fault_right_after_a_save_and_a_second_one(
 
 
 @pytest.mark.fault(1)
-@pytest.mark.parametrize("layout", ["one", "dp2", "pp2", "tp2"])
+@pytest.mark.parametrize("layout", layouts(("one", "dp2", "pp2", "tp2"), "one"))
 def test_a_resume_right_after_a_skipped_step_is_exact(pool: WorkerPool, folder: Path, layout: str) -> None:
     config = config_for(folder, "run", layout, training__on_spike="skip")
     world = config.world_size
@@ -171,7 +177,7 @@ def test_the_ledger_and_the_record_of_a_skipped_step(pool: WorkerPool, folder: P
 
 
 @pytest.mark.fault(9)
-@pytest.mark.parametrize("layout", ["one", "dp2", "pp2"])
+@pytest.mark.parametrize("layout", layouts(("one", "dp2", "pp2"), "dp2"))
 def test_stop_saves_nothing_of_the_step(pool: WorkerPool, folder: Path, layout: str) -> None:
     config = config_for(folder, "run", layout, training__on_spike="stop", checkpoint__interval=5)
     results = pool.run(policy_jobs.run, config.world_size, (config, {10: faults_of(config)[10]}))
@@ -195,7 +201,7 @@ def test_by_default_a_spike_is_trained_and_a_nan_stops(pool: WorkerPool, folder:
 
 @pytest.mark.fault(9)
 @pytest.mark.parametrize("policy", [None, "stop", "skip", "rollback"])
-@pytest.mark.parametrize("layout", ["one", "dp2"])
+@pytest.mark.parametrize("layout", layouts(("one", "dp2"), "one"))
 def test_rerun_goes_on_from_a_passing_fault(pool: WorkerPool, folder: Path, layout: str, policy: str | None) -> None:
     """It happens once: the repeated step is the step of a run without the fault, whatever the policy."""
     changes = {"training__on_spike": policy, "training__rerun": True, "checkpoint__interval": 4}
@@ -216,6 +222,7 @@ def test_rerun_finds_a_lasting_fault(pool: WorkerPool, folder: Path) -> None:
 
 
 @pytest.mark.fault(9)
+@pytest.mark.campaign
 @pytest.mark.parametrize("policy", ["skip", "rollback"])
 def test_a_run_that_only_skips_stops(pool: WorkerPool, folder: Path, policy: str) -> None:
     changes = {"training__on_spike": policy, "training__spike_limit": 3, "training__rollback_steps": 1}
@@ -226,10 +233,39 @@ def test_a_run_that_only_skips_stops(pool: WorkerPool, folder: Path, policy: str
     assert result["error"].endswith("fault number 4 within 1,000 steps, and training.spike_limit is 3.")
 
 
+@pytest.mark.fault(9)
+@pytest.mark.parametrize("policy", ["skip", "rollback"])
+def test_loss_adaptive_pacing_goes_on_as_if_the_step_were_not(pool: WorkerPool, folder: Path, policy: str) -> None:
+    """Its averages leave the step out, and a rollback takes them back too: what a later process does is the same."""
+    changes = {
+        "training__on_spike": policy, "training__rollback_steps": 2, "checkpoint__interval": 4,
+        "curriculum": {
+            "schedule_type": "loss_adaptive", "min_difficulty": 8, "max_difficulty": 32, "difficulty_step": 8,
+            "patience": 2, "min_improvement": 0.0, "smoothing": 0.5,
+        },
+    }  # fmt: skip
+    config = config_for(folder, "run", **changes)
+    (found,) = pool.run(policy_jobs.run, 1, (config, {10: ("nan", "loss", 0, 9)}))
+    before = lines(folder, "run")
+    assert {line["seq_len"] for line in before} > {8}, "no decision was taken"
+    for path in complete_checkpoints(folder / "run" / "checkpoints")[2:]:
+        shutil.rmtree(path)
+    (again,) = pool.run(policy_jobs.run, 1, (config,))
+    assert again["start"] == 8 and lines(folder, "run") == before, "another history"
+    check_state([again], [found])
+
+
 def test_a_rollback_without_a_checkpoint_stops(pool: WorkerPool, folder: Path) -> None:
     config = config_for(folder, "run", training__on_spike="rollback", checkpoint__interval=12)
     (result,) = pool.run(policy_jobs.run, 1, (config, faults_of(config)))
     assert result["error"].endswith("There is no checkpoint to go back to yet; lower checkpoint.interval.")
+    assert not (folder / "run" / "checkpoints" / NAME).exists()
+
+
+def test_a_rollback_that_leaves_nothing_stops(pool: WorkerPool, folder: Path) -> None:
+    config = config_for(folder, "run", training__on_spike="rollback", checkpoint__interval=2)
+    (result,) = pool.run(policy_jobs.run, 1, (config, faults_of(config)))
+    assert "leave out the steps 5 to 105, and with them all that is left of the run's 16" in result["error"]
     assert not (folder / "run" / "checkpoints" / NAME).exists()
 
 
