@@ -124,11 +124,16 @@ def test_rollback_is_the_run_that_never_saw_the_window(
 
 
 @pytest.mark.fault(9)
+@pytest.mark.parametrize("asynchronous", [False, True], ids=["at once", "asynchronous"])
 def test_a_fault_right_after_a_save_and_a_second_one(
-    pool: WorkerPool, folder: Path, injections: Callable[[int], None]
+    pool: WorkerPool, folder: Path, injections: Callable[[int], None], asynchronous: bool
 ) -> None:
-    """Two rollbacks, the second back beyond the first one's window, which stays left out."""
+    """Two rollbacks, the second back beyond the first one's window, which stays left out.
+
+    The first goes back to a checkpoint that is still being written in the background: it is waited for.
+    """
     changes = {"training__on_spike": "rollback", "training__rollback_steps": 2, "checkpoint__interval": 6}
+    changes["checkpoint__asynchronous"] = asynchronous
     config = config_for(folder, "run", **changes)
     injections(2)
     faults = {6: ("nan", "gradient", 0, 1), 9: ("spike", "loss", 0, 1)}
