@@ -78,7 +78,8 @@ def describe(checkpoint: Checkpoint) -> dict[str, Any]:
 
 def render(checkpoint: Checkpoint) -> str:
     """The same for people."""
-    config, progress = checkpoint.config, checkpoint.progress
+    config, skipped = checkpoint.config, checkpoint.state.skipped
+    progress = skipped.trained(checkpoint.plan, checkpoint.progress)
     model, parallel = config.model, config.parallel
     sizes = bytes_by_kind(checkpoint)
     parameters = sizes.get("weight", 0) // 4
@@ -96,6 +97,8 @@ def render(checkpoint: Checkpoint) -> str:
         ("size", f"{_bytes(sum(record.size for record in checkpoint.records.values()))} in "
          f"{len(checkpoint.records)} files: " + ", ".join(f"{kind} {_bytes(size)}" for kind, size in sizes.items())),
     ]  # fmt: skip
+    if left_out := skipped.steps_before(progress.step):
+        rows.append(("left out", f"{left_out:,} steps, for faults that training.on_spike tells of"))
     if checkpoint.growth is not None:
         rows += [("grown", line) for line in checkpoint.growth.history]
     lines = [line for name, value in rows for line in _paragraph(name, value)]
