@@ -13,11 +13,13 @@ import pytest
 from megatron_slw.checkpoint.format import commit, file_record, latest_checkpoint, remove_debris
 from megatron_slw.checkpoint.load import Checkpoint
 from megatron_slw.config.errors import ConfigError
+from megatron_slw.parallel.sharding import Shard
 from megatron_slw.slw.stability import Stability
 from megatron_slw.testing import WorkerPool, tiny_config, write_tiny_dataset
 from tests.checkpoint import jobs
 
 TENSORS = "tensors-00001-000.safetensors"
+KEY = "weight/layers.0.mlp.dense_h_to_4h.weight"
 
 
 @pytest.fixture(scope="module")
@@ -62,6 +64,24 @@ def edit_block(checkpoint: Path, **fields: object) -> None:
 
 def edit_state(checkpoint: Path, change: Callable[[dict], object]) -> None:
     edit_json(checkpoint / "state.json", change)
+    reseal(checkpoint)
+
+
+def replace_text(path: Path, old: str, new: str) -> None:
+    text = path.read_text()
+    assert old in text, f"{path.name} has no {old}"
+    path.write_text(text.replace(old, new, 1))
+
+
+def edit_header(checkpoint: Path, change: Callable[[dict, str], object]) -> None:
+    """A lie about one tensor in a safetensors file whose hash is made to agree."""
+    path = checkpoint / TENSORS
+    data = path.read_bytes()
+    size = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + size])
+    change(header, KEY)
+    text = json.dumps(header).encode()
+    path.write_bytes(len(text).to_bytes(8, "little") + text + data[8 + size :])
     reseal(checkpoint)
 
 
@@ -118,7 +138,72 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "a part of the state missing": (lambda c: edit_state(c, lambda s: s.pop("stability")), "state.json: must have"),
     "plan with a hole": (lambda c: edit_state(c, lambda s: s["plan"].update(runs=[])), "plan.runs is empty"),
     "state with a key too many": (lambda c: edit_state(c, lambda s: s.update(extra=1)), "state.json: must have"),
+    "progress not a number": (
+        lambda c: (replace_text(c / "state.json", '"step": 4', '"step": NaN'), reseal(c)), "state.json NaN is not"),
+    "progress infinite": (
+        lambda c: (replace_text(c / "state.json", '"step": 4', '"step": 1e999'), reseal(c)), "too large"),
+    "progress of a thousand digits": (
+        lambda c: (replace_text(c / "state.json", '"step": 4', '"step": 1' + "0" * 999), reseal(c)), "too large"),
+    "a key twice in the manifest": (
+        lambda c: replace_text(c / "manifest.json", '"files":', '"files": {}, "files":'), "stands twice"),
+    "a key twice in the index": (
+        lambda c: (replace_text(c / "index-00001.json", '"blocks":', '"blocks": {}, "blocks":'), reseal(c)),
+        "index-00001.json \"blocks\" stands twice"),
+    "nested without end": (
+        lambda c: ((c / "state.json").write_text("[" * 10**6), reseal(c)), "nested too deeply"),
+    "state not UTF-8": (lambda c: ((c / "state.json").write_bytes(b"\xff\xfe{}"), reseal(c)), "not UTF-8"),
+    "state a list": (lambda c: ((c / "state.json").write_text("[]"), reseal(c)), "state.json"),
+    "manifest a pipe": (
+        lambda c: ((c / "manifest.json").unlink(), os.mkfifo(c / "manifest.json")), "has no manifest.json"),
+    "tensors a pipe": (lambda c: ((c / TENSORS).unlink(), os.mkfifo(c / TENSORS)), TENSORS),
+    "tensors a directory": (lambda c: ((c / TENSORS).unlink(), (c / TENSORS).mkdir()), TENSORS),
+    "manifest lists itself": (
+        lambda c: edit_json(
+            c / "manifest.json", lambda m: m["files"].update({"manifest.json": m["files"]["state.json"]})),
+        "not a plain file name"),
+    "file name of the root": (
+        lambda c: edit_json(
+            c / "manifest.json", lambda m: m["files"].update({"/etc/passwd": m["files"]["state.json"]})),
+        "not a plain file name"),
+    "a huge size": (
+        lambda c: edit_json(c / "manifest.json", lambda m: m["files"]["state.json"].update(bytes=2**63)),
+        "state.json.bytes must lie between"),
+    "SHA-256 of letters": (
+        lambda c: edit_json(c / "manifest.json", lambda m: m["files"]["state.json"].update(sha256="Z" * 64)),
+        "state.json.sha256 is not a SHA-256"),
+    "header of another dtype": (
+        lambda c: edit_header(c, lambda h, key: h[key].update(dtype="I32")), f"{TENSORS}: {KEY} is I32"),
+    "header of another shape": (
+        lambda c: edit_header(c, lambda h, key: h[key].update(shape=[32, 64])), f"{TENSORS}: {KEY} is F32"),
+    "header with offsets beyond the file": (
+        lambda c: edit_header(c, lambda h, key: h[key].update(data_offsets=[0, 2**62])), f"{TENSORS} cannot be read"),
+    "header of a shape that overflows": (
+        lambda c: edit_header(c, lambda h, key: h[key].update(shape=[2**62, 2**62])), f"{TENSORS} cannot be read"),
+    "header without the tensor": (
+        lambda c: edit_header(c, lambda h, key: h.update({"other": h.pop(key)})), f"{TENSORS} cannot be read"),
+    "plan that ends before it begins": (
+        lambda c: edit_state(c, lambda s: s["plan"].update(total_steps=0)), "plan.total_steps must lie between"),
+    "plan with steps out of order": (
+        lambda c: edit_state(c, lambda s: s["plan"]["runs"].reverse()), "state.json: plan.runs[0].first_step"),
+    "plan with a length beyond the full": (
+        lambda c: edit_state(c, lambda s: s["plan"]["runs"][0].__setitem__(1, 10**6)), "plan.runs[0].seq_len"),
+    "stability that counts more than it saw": (
+        lambda c: edit_state(c, lambda s: s["stability"].update(spikes=9)), "stability counts"),
 }  # fmt: skip
+
+
+DAMAGE_OF_A_RUN = {
+    "another model": ("weight/layers.0.mlp.dense_h_to_4h.weight", (256, 32)),
+    "another optimizer": ("momentum_buffer/layers.0.mlp.dense_h_to_4h.weight", (128, 32)),
+}
+
+
+@pytest.mark.fault(7)
+@pytest.mark.parametrize("kind", DAMAGE_OF_A_RUN)
+def test_another_runs_tensors_are_refused(saved: Path, kind: str) -> None:
+    key, shape = DAMAGE_OF_A_RUN[kind]
+    with pytest.raises(ConfigError, match=f"step_000004: {key}"):
+        Checkpoint(saved / "step_000004").tensor(key, Shard(key, shape))
 
 
 def read_everything(checkpoint: Path) -> None:
@@ -129,6 +214,7 @@ def read_everything(checkpoint: Path) -> None:
         opened.tensor(key)
 
 
+@pytest.mark.fault(7)
 @pytest.mark.parametrize("kind", DAMAGE)
 def test_damage_is_refused_and_named(saved: Path, tmp_path: Path, kind: str) -> None:
     shutil.copytree(saved, tmp_path / "checkpoints")

@@ -1,0 +1,90 @@
+"""A disk that is full, broken, read-only or gone while a run saves: earlier checkpoints whole, one sentence, all alike."""
+
+from __future__ import annotations
+
+import errno
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from megatron_slw.checkpoint.format import complete_checkpoints
+from megatron_slw.checkpoint.load import Checkpoint
+from megatron_slw.testing import WorkerPool, tiny_config, write_tiny_dataset
+from tests.faults import refusing_jobs
+
+MODES = pytest.mark.parametrize("later", [False, True], ids=["now", "later"])
+
+
+def config_for(folder: Path, later: bool, **changes: Any) -> Any:
+    settings = {"training__train_steps": 4, "curriculum": None, "checkpoint__interval": 1, "checkpoint__keep_last": 2}
+    return tiny_config(folder, **(settings | {"checkpoint__asynchronous": later} | changes))
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    write_tiny_dataset(tmp_path / "data")
+    return tmp_path
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system with room for two of the tiny model's checkpoints, but not for three."""
+    path = tmp_path / "small"
+    path.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1300k", "tmpfs", str(path)]
+    try:
+        done = subprocess.run(mount, capture_output=True, text=True, check=False)
+    except OSError as error:
+        pytest.skip(f"mount cannot be run: {error}")
+    if done.returncode:
+        pytest.skip(f"no tmpfs can be mounted here: {done.stderr.strip()}")
+    yield path
+    subprocess.run(["umount", "-l", str(path)], check=False)
+
+
+def verified(checkpoints: Path) -> list[str]:
+    found = complete_checkpoints(checkpoints)
+    for path in found:
+        Checkpoint(path).verify()
+    assert sorted(path.name for path in checkpoints.iterdir()) == [path.name for path in found], "debris is left"
+    return [path.name for path in found]
+
+
+@pytest.mark.fault(5)
+@MODES
+def test_a_full_disk_stops_the_run(pool: WorkerPool, folder: Path, small_disk: Path, later: bool) -> None:
+    config = config_for(folder, later, checkpoint__directory=str(small_disk / "checkpoints"))
+    said = pool.run(refusing_jobs.refused, 1, (config, 0, None, 0))[0]
+    assert "step_000003 could not be written: No space left on device" in said, said
+    assert "\n" not in said
+    assert verified(small_disk / "checkpoints") == ["step_000001", "step_000002"]
+
+
+@pytest.mark.fault(5)
+@MODES
+@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("code", [errno.EIO, errno.EROFS], ids=["EIO", "EROFS"])
+def test_an_error_stops_the_run_or_not(pool: WorkerPool, folder: Path, later: bool, rank: int, code: int) -> None:
+    """Of one rank, in the first save; with on_error=continue the later saves are complete."""
+    config = config_for(folder, later, world_size=2, zero_stage=1)
+    said = pool.run(refusing_jobs.refused, 2, (config, rank, 3, code))
+    assert said[0] == said[1] and f"step_000001 could not be written: {errno_text(code)}" in said[0], said
+    assert verified(folder / "run" / "checkpoints") == []
+    config = config_for(folder, later, world_size=2, zero_stage=1, checkpoint__on_error="continue")
+    assert pool.run(refusing_jobs.refused, 2, (config, rank, 3, code)) == ["trained", "trained"]
+    assert verified(folder / "run" / "checkpoints") == ["step_000003", "step_000004"]
+
+
+@pytest.mark.fault(5)
+@MODES
+def test_a_directory_that_vanishes(pool: WorkerPool, folder: Path, later: bool) -> None:
+    said = pool.run(refusing_jobs.vanished, 1, (config_for(folder, later),))[0]
+    assert "step_000002 could not be written: No such file or directory" in said, said
+    assert complete_checkpoints(folder / "run" / "checkpoints") == []
+
+
+def errno_text(code: int) -> str:
+    return {errno.EIO: "Input/output error", errno.EROFS: "Read-only file system"}[code]
