@@ -56,7 +56,7 @@ def built(folder: Path) -> Job:
     """A job of about 1 GB of state."""
     write_tiny_dataset(folder / "data")
     config = tiny_config(
-        folder, model=SIZES, curriculum=None, train_batch_size=4, micro_batch_size=4, training__train_steps=100_000,
+        folder, model=SIZES, curriculum=None, train_batch_size=1, micro_batch_size=1, training__train_steps=100_000,
         checkpoint__asynchronous=True, checkpoint__keep_last=1,
     )  # fmt: skip
     return build_job(config, build_groups(config.parallel))

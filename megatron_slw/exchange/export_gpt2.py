@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -30,6 +31,7 @@ from megatron_slw.growth.stage import TensorSource
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 SHARD_BYTES = 5_000_000_000
+_OURS = re.compile(rb'"load": "[0-9a-f]{64}"')
 
 
 class GPT2Tensors:
@@ -136,10 +138,7 @@ def run(export: Export, workers: int, progress: Callable[[str, int], None]) -> N
         for name, content in (export.texts | _index(files, export)).items():
             (writing / name).write_bytes(content)
             layout.sync(writing / name)
-        (writing / stream.REQUEST).unlink()
-        layout.sync(writing)
-        os.rename(writing, export.save)
-        layout.sync(export.save.parent)
+        give_name(writing, export.save)
     except ConfigError:
         shutil.rmtree(writing, ignore_errors=True)
         raise
@@ -149,9 +148,20 @@ def run(export: Export, workers: int, progress: Callable[[str, int], None]) -> N
         ) from None
 
 
+def give_name(writing: Path, save: Path) -> None:
+    """End an export. The request goes last: a kill before leaves a whole folder, and `check_folder` removes it."""
+    layout.sync(writing)
+    os.rename(writing, save)
+    layout.sync(save.parent)
+    (save / stream.REQUEST).unlink()
+
+
 def check_folder(save: Path) -> None:
     """Refuse to write over anything, and to take for our own an unfinished folder that is not."""
     if save.exists():
+        request = save / stream.REQUEST
+        if request.is_file() and _OURS.search(request.read_bytes()[:4096]):
+            request.unlink()
         raise ConfigError(f"--save {save} is there already. Delete it, or name another folder.")
     writing = save.with_name(save.name + layout.WRITING)
     if writing.exists() and not (writing / stream.REQUEST).is_file():

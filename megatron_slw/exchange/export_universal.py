@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from megatron_slw.checkpoint import format as layout
 from megatron_slw.checkpoint.load import Checkpoint
 from megatron_slw.config.errors import ConfigError
 from megatron_slw.exchange import universal
-from megatron_slw.exchange.export_gpt2 import check_folder
+from megatron_slw.exchange.export_gpt2 import check_folder, give_name
 from megatron_slw.exchange.new_run import ExchangeError
 from megatron_slw.growth import stream
 from megatron_slw.growth.stage import tensor_names
@@ -96,11 +95,9 @@ def run(export: UniversalExport, workers: int, progress: Callable[[str, int], No
         for path, value in _small_files(export, folder):
             universal.write_file(path, value)
         (writing / universal.LATEST).write_text(folder.name, encoding="utf-8")
-        (writing / stream.REQUEST).unlink()
-        for path in (writing / universal.LATEST, folder, writing):
+        for path in (writing / universal.LATEST, folder):
             layout.sync(path)
-        os.rename(writing, export.save)
-        layout.sync(export.save.parent)
+        give_name(writing, export.save)
     except OSError as error:
         raise ExchangeError(
             f"{export.save} could not be written: {error}. The same command goes on from what is written."

@@ -1,4 +1,4 @@
-"""A disk that is full, broken, read-only or gone while a run saves: earlier checkpoints whole, one sentence, all alike."""
+"""A disk that is full, broken, read-only or gone while a run saves: earlier checkpoints whole, one sentence on all."""
 
 from __future__ import annotations
 
