@@ -101,7 +101,7 @@ void check(const Tensor& x, const Tensor& bias) {
   STD_TORCH_CHECK(bias.dim() == 1 && bias.size(0) == size, "bias_gelu: the bias does not fit ", size, " columns");
 }
 
-// Row slices: enough blocks to fill the device several times over, and no more sums than that.
+// Row slices: enough blocks to fill the device several times over, and no more sums than rows / per_thread.
 unsigned slices(const Tensor& x, int64_t rows, unsigned across, int64_t per_thread) {
   const int64_t wanted = std::max<int64_t>(1, 16 * multiprocessors(x) / across);
   return static_cast<unsigned>(std::max<int64_t>(1, std::min({wanted, (rows + per_thread - 1) / per_thread, int64_t(65535)})));
@@ -142,7 +142,7 @@ std::tuple<Tensor, Tensor> bias_gelu_backward(
       const bool fits = packs<T>(columns, columns, {x.const_data_ptr(), g.const_data_ptr(), dx.const_data_ptr()});
       with_form<T>(fits, tanh, [&](auto v, auto form) {
         constexpr int V = decltype(v)::value;
-        const unsigned across = blocks_for(columns, kThreads * V), parts = slices(x, rows, across, 16);
+        const unsigned across = blocks_for(columns, kThreads * V), parts = slices(x, rows, across, 32);
         partial = empty(x, {parts, 1, columns}, ScalarType::Float);
         backward_columns<T, V, decltype(form)::value><<<dim3(across, parts), kThreads, 0, stream_of(x)>>>(
             in<T>(g), in<T>(x), in<float>(b), out<T>(dx), out<float>(partial), rows, columns);
@@ -150,7 +150,7 @@ std::tuple<Tensor, Tensor> bias_gelu_backward(
     });
     STD_CUDA_KERNEL_LAUNCH_CHECK();
   }
-  return {dx, sum_of_parts(partial, 0, bias)};
+  return {dx, sums_of_parts(partial, bias)[0]};
 }
 
 }  // namespace

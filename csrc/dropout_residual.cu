@@ -186,7 +186,7 @@ std::tuple<Tensor, Tensor> bias_dropout_add_backward(
       using T = std::remove_pointer_t<decltype(t)>;
       const auto launch = [&](auto v) {
         constexpr int V = decltype(v)::value;
-        const unsigned across = blocks_for(columns, kThreads * V), parts = slices(g, rows, across, 16);
+        const unsigned across = blocks_for(columns, kThreads * V), parts = slices(g, rows, across, 32);
         if (bias.has_value()) partial = empty(g, {parts, 1, columns}, ScalarType::Float);
         backward_columns<T, V><<<dim3(across, parts), kThreads, 0, stream_of(g)>>>(
             in<T>(g), out<T>(dx), bias.has_value() ? out<float>(partial) : nullptr, d, rows, columns);
@@ -198,7 +198,7 @@ std::tuple<Tensor, Tensor> bias_dropout_add_backward(
     });
     STD_CUDA_KERNEL_LAUNCH_CHECK();
   }
-  return {dx, bias.has_value() ? sum_of_parts(partial, 0, *bias) : empty(g, {0}, g.scalar_type())};
+  return {dx, bias.has_value() ? sums_of_parts(partial, *bias)[0] : empty(g, {0}, g.scalar_type())};
 }
 
 }  // namespace

@@ -1,8 +1,9 @@
 // LayerNorm on CUDA, alone and with the residual addition before it: megatron_slw/ops/layer_norm.py.
 //
 // A row lies in the registers of a group of threads and is read once. In the backward pass a block stays on its
-// multiprocessor and takes row after row; a thread owns the same columns throughout, so that the gradients of weight
-// and bias are sums in its registers, written once per block.
+// multiprocessor and takes row after row, loading the next one while it computes; a thread owns the same columns
+// throughout, so that the gradients of weight and bias are sums in its registers, added up over the block and written
+// once: two blocks of 256 threads per multiprocessor leave few partial sums to read again.
 #include "cuda/common.cuh"
 
 #include <tuple>
@@ -121,34 +122,51 @@ template <int Warps> __device__ __forceinline__ float2 reduce_two(float2 v, floa
   return v;
 }
 
-// partial: (blocks x groups, 2, columns)
+template <int Warps> constexpr int kBackwardGroups = Warps < 8 ? 8 / Warps : 1;  // rows that a block has in hand
+template <int Warps> constexpr int kBackwardThreads = Warps * 32 * kBackwardGroups<Warps>;
+
+// partial: (blocks, 2, columns)
 template <class T, int V, int Warps, int Items, bool Add>
-__global__ void __launch_bounds__(Warps < 4 ? 128 : Warps * 32) backward_rows(
+__global__ void __launch_bounds__(kBackwardThreads<Warps>, 512 / kBackwardThreads<Warps>) backward_rows(
     const T* __restrict__ g, const T* __restrict__ more, const T* __restrict__ x, const float* __restrict__ means,
     const float* __restrict__ rstds, const float* __restrict__ weight, T* __restrict__ dx, float* __restrict__ partial,
     int64_t rows, int columns) {
-  constexpr int kThreads = Warps * 32, kGroups = Warps < 4 ? 4 / Warps : 1;
+  constexpr int kThreads = Warps * 32, kGroups = kBackwardGroups<Warps>, kOwn = Items * V;
   __shared__ float2 room[64];
   const int group = threadIdx.x / kThreads, lane = threadIdx.x % kThreads;
-  float of_weight[Items * V], of_bias[Items * V];
+  float of_weight[kOwn], of_bias[kOwn];
 #pragma unroll
-  for (int i = 0; i < Items * V; ++i) of_weight[i] = of_bias[i] = 0;
+  for (int i = 0; i < kOwn; ++i) of_weight[i] = of_bias[i] = 0;
   const int64_t stride = static_cast<int64_t>(gridDim.x) * kGroups;
+  Pack<T, V> next_xs[Items], next_gs[Items];
+  float next_mean = 0, next_rstd = 0;
+  const auto fetch = [&](int64_t row) {  // past the last row nothing is loaded and nothing is used
+    if (row >= rows) return;
+    next_mean = means[row];
+    next_rstd = rstds[row];
+#pragma unroll
+    for (int k = 0; k < Items; ++k) {
+      const int j = (k * kThreads + lane) * V;
+      if (j < columns) {
+        next_xs[k] = load<V>(x + row * columns + j);
+        next_gs[k] = load<V>(g + row * columns + j);
+      }
+    }
+  };
+  fetch(static_cast<int64_t>(blockIdx.x) * kGroups + group);
   int turn = 0;
   for (int64_t first = static_cast<int64_t>(blockIdx.x) * kGroups; first < rows; first += stride, turn ^= 1) {
     const int64_t row = first + group;
     const int limit = row < rows ? columns : 0;  // no early exit: the other groups wait at the barrier
     const int64_t at = row * columns;
-    const float mean = limit ? means[row] : 0.0f, rstd = limit ? rstds[row] : 0.0f;
+    const float mean = next_mean, rstd = next_rstd;
     Pack<T, V> xs[Items], gs[Items];
 #pragma unroll
     for (int k = 0; k < Items; ++k) {
-      const int j = (k * kThreads + lane) * V;
-      if (j < limit) {
-        xs[k] = load<V>(x + at + j);
-        gs[k] = load<V>(g + at + j);
-      }
+      xs[k] = next_xs[k];
+      gs[k] = next_gs[k];
     }
+    fetch(row + stride);
     float2 sums{0, 0};  // of g w xhat, and of g w
 #pragma unroll
     for (int k = 0; k < Items; ++k) {
@@ -188,7 +206,29 @@ __global__ void __launch_bounds__(Warps < 4 ? 128 : Warps * 32) backward_rows(
       store<V>(dx + at + j, result);
     }
   }
-  float* own = partial + (static_cast<int64_t>(blockIdx.x) * kGroups + group) * 2 * columns;
+  if constexpr (kGroups > 1) {  // group by group, so that the order of the sum is fixed
+    __shared__ float from[2 * kOwn][kThreads];
+    for (int other = 1; other < kGroups; ++other) {
+      __syncthreads();
+      if (group == other) {
+#pragma unroll
+        for (int i = 0; i < kOwn; ++i) {
+          from[i][lane] = of_weight[i];
+          from[kOwn + i][lane] = of_bias[i];
+        }
+      }
+      __syncthreads();
+      if (group == 0) {
+#pragma unroll
+        for (int i = 0; i < kOwn; ++i) {
+          of_weight[i] += from[i][lane];
+          of_bias[i] += from[kOwn + i][lane];
+        }
+      }
+    }
+    if (group) return;
+  }
+  float* own = partial + static_cast<int64_t>(blockIdx.x) * 2 * columns;
 #pragma unroll
   for (int k = 0; k < Items; ++k) {
     const int j = (k * kThreads + lane) * V;
@@ -293,7 +333,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> forward(
                   b.const_data_ptr(), y.const_data_ptr(), total.const_data_ptr()});
     with_flag(more.has_value(), [&](auto add) {
       if (!fits) {
-        any_forward<T, add.value><<<rows, 256, 0, stream>>>(
+        any_forward<T, add.value><<<blocks_for(rows, 1), 256, 0, stream>>>(
             in<T>(x), in<T>(more), in<float>(w), in<float>(b), out<T>(y), out<T>(total), out<float>(mean),
             out<float>(rstd), columns, static_cast<float>(eps));
         return;
@@ -331,7 +371,7 @@ std::tuple<Tensor, Tensor, Tensor> backward(
                   w.const_data_ptr(), dx.const_data_ptr()});
     with_flag(more.has_value(), [&](auto add) {
       if (!fits) {
-        any_backward<T, add.value><<<rows, 256, 0, stream>>>(
+        any_backward<T, add.value><<<blocks_for(rows, 1), 256, 0, stream>>>(
             in<T>(g), in<T>(more), in<T>(x), in<float>(m), in<float>(r), in<float>(w), out<T>(dx), columns);
         const unsigned parts = static_cast<unsigned>(std::min<int64_t>(rows, 256));
         partial = empty(x, {parts, 2, columns}, ScalarType::Float);
@@ -340,14 +380,12 @@ std::tuple<Tensor, Tensor, Tensor> backward(
         return;
       }
       backward_shape(columns, [&](auto warps, auto elements) {
-        constexpr int kWarps = decltype(warps)::value, kGroups = kWarps < 4 ? 4 / kWarps : 1;
-        constexpr int kThreads = kWarps * kGroups * 32, kItems = decltype(elements)::value / kFull<T>;
+        constexpr int kWarps = decltype(warps)::value, kGroups = kBackwardGroups<kWarps>;
+        constexpr int kThreads = kBackwardThreads<kWarps>, kItems = decltype(elements)::value / kFull<T>;
         const auto kernel = backward_rows<T, kFull<T>, kWarps, kItems, decltype(add)::value>;
-        int resident = 1;
-        STD_CUDA_CHECK(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&resident, kernel, kThreads, 0));
-        const int64_t most = static_cast<int64_t>(multiprocessors(x)) * std::max(1, resident);
+        const int64_t most = static_cast<int64_t>(multiprocessors(x)) * (512 / kThreads);  // as the launch bounds say
         const unsigned blocks = static_cast<unsigned>(std::min<int64_t>(most, (rows + kGroups - 1) / kGroups));
-        partial = empty(x, {static_cast<int64_t>(blocks) * kGroups, 2, columns}, ScalarType::Float);
+        partial = empty(x, {blocks, 2, columns}, ScalarType::Float);
         kernel<<<blocks, kThreads, 0, stream>>>(
             in<T>(g), in<T>(more), in<T>(x), in<float>(m), in<float>(r), in<float>(w), out<T>(dx), out<float>(partial),
             rows, static_cast<int>(columns));
@@ -355,7 +393,8 @@ std::tuple<Tensor, Tensor, Tensor> backward(
     });
   });
   STD_CUDA_KERNEL_LAUNCH_CHECK();
-  return {dx, sum_of_parts(partial, 0, weight), sum_of_parts(partial, 1, weight)};
+  const std::vector<Tensor> sums = sums_of_parts(partial, weight);
+  return {dx, sums[0], sums[1]};
 }
 
 std::tuple<Tensor, Tensor, Tensor> layer_norm(

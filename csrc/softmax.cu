@@ -183,7 +183,10 @@ __global__ void __launch_bounds__(Threads)
 // f(threads per row, elements per thread) as constants, for rows in registers.
 template <class F> void with_shape(int64_t keys, F f) {
   using std::integral_constant;
-  if (keys <= 64) f(integral_constant<int, 8>{}, integral_constant<int, 8>{});
+  if (keys <= 8) f(integral_constant<int, 1>{}, integral_constant<int, 8>{});
+  else if (keys <= 16) f(integral_constant<int, 2>{}, integral_constant<int, 8>{});
+  else if (keys <= 32) f(integral_constant<int, 4>{}, integral_constant<int, 8>{});
+  else if (keys <= 64) f(integral_constant<int, 8>{}, integral_constant<int, 8>{});
   else if (keys <= 256) f(integral_constant<int, 32>{}, integral_constant<int, 8>{});
   else if (keys <= 1024) f(integral_constant<int, 32>{}, integral_constant<int, 32>{});
   else if (keys <= 4096) f(integral_constant<int, 128>{}, integral_constant<int, 32>{});
@@ -226,7 +229,7 @@ Tensor causal_softmax(const Tensor& scores, double scale, const std::optional<Te
   with_type(x, [&](auto* t) {
     using T = std::remove_pointer_t<decltype(t)>;
     if (a.keys > 16384 || !packs<T>(a.keys, a.keys, {x.const_data_ptr(), y.const_data_ptr()})) {
-      any_forward<T, 256><<<a.rows, 256, 0, stream>>>(in<T>(x), out<T>(y), a, Mask{}, factor);
+      any_forward<T, 256><<<blocks_for(a.rows, 1), 256, 0, stream>>>(in<T>(x), out<T>(y), a, Mask{}, factor);
       return;
     }
     with_shape(a.keys, [&](auto threads, auto elements) {
@@ -249,7 +252,7 @@ void launch_backward(const Tensor& g, const Tensor& y, Tensor& dx, const Rows& a
     const float factor = static_cast<float>(scale);
     if (a.keys > 16384 ||
         !packs<T>(a.keys, a.keys, {g.const_data_ptr(), y.const_data_ptr(), dx.const_data_ptr()})) {
-      any_backward<T, 256><<<a.rows, 256, 0, stream>>>(in<T>(g), in<T>(y), out<T>(dx), a, factor);
+      any_backward<T, 256><<<blocks_for(a.rows, 1), 256, 0, stream>>>(in<T>(g), in<T>(y), out<T>(dx), a, factor);
       return;
     }
     with_shape(a.keys, [&](auto threads, auto elements) {
@@ -281,6 +284,7 @@ Tensor masked_softmax(const Tensor& scores, const Tensor& seen, double scale) {
   Rows a{};
   a.keys = x.size(dims - 1);
   a.rows = a.keys ? x.numel() / a.keys : 0;
+  check_rows(a.rows);
   Mask mask{};
   mask.seen = static_cast<const bool*>(seen.const_data_ptr());
   mask.dims = static_cast<int>(dims - 1);
@@ -300,7 +304,7 @@ Tensor masked_softmax(const Tensor& scores, const Tensor& seen, double scale) {
   const Guard guard(x.get_device_index());
   with_type(x, [&](auto* t) {
     using T = std::remove_pointer_t<decltype(t)>;
-    any_forward<T, 128><<<a.rows, 128, 0, stream_of(x)>>>(
+    any_forward<T, 128><<<blocks_for(a.rows, 1), 128, 0, stream_of(x)>>>(
         in<T>(x), out<T>(y), a, mask, static_cast<float>(scale) * kLog2e);
   });
   STD_CUDA_KERNEL_LAUNCH_CHECK();

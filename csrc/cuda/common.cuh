@@ -96,32 +96,45 @@ template <class T> T* out(Tensor& x) { return static_cast<T*>(x.mutable_data_ptr
 template <class T> const T* in(const std::optional<Tensor>& x) {
   return x.has_value() ? static_cast<const T*>(x->const_data_ptr()) : nullptr;
 }
-inline unsigned blocks_for(int64_t work, int64_t per_block) { return static_cast<unsigned>((work + per_block - 1) / per_block); }
+inline unsigned blocks_for(int64_t work, int64_t per_block) {
+  const int64_t blocks = (work + per_block - 1) / per_block;
+  STD_TORCH_CHECK(blocks < (int64_t(1) << 31), "a CUDA grid has at most 2^31 - 1 blocks, not ", blocks);
+  return static_cast<unsigned>(blocks);
+}
 
-// to[j] = sum over p of from[p, set, j]: 32 columns and 8 parts of the rows per block.
-template <class T> __global__ void sum_parts(const float* from, int64_t parts, int sets, int set, int64_t columns, T* to) {
-  __shared__ float room[8][33];
-  const int64_t j = static_cast<int64_t>(blockIdx.x) * 32 + threadIdx.x;
+// first[j] and, with two sets, second[j] = sum over p of from[p, set, j]: 32 columns and 32 parts of the rows per block,
+// a set per blockIdx.y.
+template <class T>
+__global__ void __launch_bounds__(1024)
+    sum_parts(const float* __restrict__ from, int64_t parts, int64_t columns, T* first, T* second) {
+  __shared__ float room[32][33];
+  const int64_t j = static_cast<int64_t>(blockIdx.x) * 32 + threadIdx.x, sets = gridDim.y;
   float total = 0;
-  if (j < columns)
-    for (int64_t p = threadIdx.y; p < parts; p += 8) total += from[(p * sets + set) * columns + j];
+  if (j < columns) {
+#pragma unroll 4
+    for (int64_t p = threadIdx.y; p < parts; p += 32) total += from[(p * sets + blockIdx.y) * columns + j];
+  }
   room[threadIdx.y][threadIdx.x] = total;
   __syncthreads();
-  if (threadIdx.y || j >= columns) return;
+  total = room[threadIdx.x][threadIdx.y];  // a warp per column from here on
 #pragma unroll
-  for (int k = 1; k < 8; ++k) total += room[k][threadIdx.x];
-  to[j] = narrow<T>(total);
+  for (int step = 16; step > 0; step /= 2) total += __shfl_xor_sync(~0u, total, step);
+  const int64_t column = static_cast<int64_t>(blockIdx.x) * 32 + threadIdx.y;
+  if (threadIdx.x == 0 && column < columns) (blockIdx.y ? second : first)[column] = narrow<T>(total);
 }
-inline Tensor sum_of_parts(const Tensor& partial, int set, const Tensor& like) {
-  Tensor result = empty(partial, {partial.size(2)}, like.scalar_type());
-  if (!partial.size(2)) return result;
+// The sums over the parts of partial (parts, sets, columns), one or two sets, each in the type of `like`.
+inline std::vector<Tensor> sums_of_parts(const Tensor& partial, const Tensor& like) {
+  const int64_t sets = partial.size(1), columns = partial.size(2);
+  std::vector<Tensor> results;
+  for (int64_t set = 0; set < sets; ++set) results.push_back(empty(partial, {columns}, like.scalar_type()));
+  if (!columns) return results;
   with_type(like, [&](auto* t) {
     using T = std::remove_pointer_t<decltype(t)>;
-    sum_parts<T><<<blocks_for(partial.size(2), 32), dim3(32, 8), 0, stream_of(partial)>>>(
-        in<float>(partial), partial.size(0), static_cast<int>(partial.size(1)), set, partial.size(2), out<T>(result));
+    sum_parts<T><<<dim3(blocks_for(columns, 32), static_cast<unsigned>(sets)), dim3(32, 32), 0, stream_of(partial)>>>(
+        in<float>(partial), partial.size(0), columns, out<T>(results.front()), out<T>(results.back()));
   });
   STD_CUDA_KERNEL_LAUNCH_CHECK();
-  return result;
+  return results;
 }
 
 }  // namespace cuda

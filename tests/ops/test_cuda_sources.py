@@ -44,10 +44,11 @@ def test_spills_are_seen() -> None:
 
 
 @pytest.mark.skipif(shutil.which("nvcc") is None, reason="nvcc is not installed")
+@pytest.mark.parametrize("architecture", ["80", "90"])
 @pytest.mark.parametrize("source", SOURCES)
-def test_compiles_for_hopper_without_spills(tmp_path: Path, source: str) -> None:
+def test_compiles_without_spills(tmp_path: Path, source: str, architecture: str) -> None:
     build = builder()
-    commands = build.cuda_commands(build.torch_folder(), tmp_path, ["90"])
+    commands = build.cuda_commands(build.torch_folder(), tmp_path, [architecture])
     (command,) = [command for command in commands if str(ROOT / "csrc" / source) in command]
     result = subprocess.run([*command, "-Xptxas", "-v"], capture_output=True, text=True)
     assert result.returncode == 0, result.stderr[-3000:]
