@@ -1,12 +1,14 @@
 """Operators of megatron_slw/ops on a GPU: checked, then timed beside a copy, ATen, torch.compile, Liger and apex.
 
-    MEGATRON_SLW_CUDA=1 python csrc/build.py && python benchmarks/gpu/kernels.py [--only softmax] [--json FILE]
+    MEGATRON_SLW_CUDA=1 python csrc/build.py
+    python benchmarks/gpu/kernels.py --json benchmarks/results/kernels_h200.json     # about four minutes
+    python benchmarks/gpu/kernels.py --tiny                                          # its code paths, on a CPU too
 
-Each operator is first compared with fp64 on fresh random inputs. Then the peers take turns, timed by events; a figure
-is the median time, the bytes of the operator's floor over it, and that over the rate of a device-to-device copy
-measured in the same run. Inputs rotate among sets that together are several times the second-level cache.
-Peers that are not
-installed are left out.
+Needs torch and the repository, nothing else. Each operator is first compared with fp64 on fresh random inputs, outputs
+poisoned before. Then the peers take turns, timed by events; a figure is the median time, the bytes of the operator's
+floor over it, and that over the rate of a device-to-device copy measured in the same run. Inputs rotate among sets that
+together are several times the second-level cache. Peers that are not installed are left out. The JSON is written anew
+after each row, so that what a time limit cuts off is the end of the list alone.
 """
 
 from __future__ import annotations
@@ -14,6 +16,8 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+import sys
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from importlib.util import find_spec
@@ -23,11 +27,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from megatron_slw.ops import bias_gelu, cross_entropy, dropout_residual, layer_norm, softmax  # noqa: F401  declare
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from megatron_slw.ops import bias_gelu, cross_entropy, layer_norm, softmax  # noqa: F401  declare
+from megatron_slw.ops.dropout_residual import philox_words
 from megatron_slw.ops.library import has_kernel
 
 OPS = torch.ops.megatron_slw
-DEVICE = "cuda"
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 Call = Callable[..., object]
 
 
@@ -46,6 +53,20 @@ class Case:
 
 def randn(*shape: int, dtype: torch.dtype) -> Tensor:
     return torch.randn(shape, device=DEVICE).to(dtype)
+
+
+def compiled(eager: Call) -> dict[str, Call]:
+    """torch.compile's version; on a CPU it would compile for minutes to measure nothing."""
+    return {"compile": torch.compile(eager)} if DEVICE == "cuda" else {}
+
+
+def apex_layer_norm() -> dict[str, Call]:
+    """NVIDIA's forward, where it is installed."""
+    if find_spec("apex") is None or find_spec("apex.normalization") is None:
+        return {}
+    from apex.normalization.fused_layer_norm import fused_layer_norm_affine
+
+    return {"forward": lambda x, w, b: fused_layer_norm_affine(x, w, b, tuple(w.shape), 1e-5)}
 
 
 def liger_layer_norm() -> dict[str, Call]:
@@ -91,8 +112,8 @@ def softmax_cases(elements: int, dtype: torch.dtype) -> Iterator[Case]:
 
         fits = dtype != torch.float32 and 16 < length <= 4096
         size = f"{batch} x {length} x {length}"
-        peers: dict[str, Call] = {"aten": eager, "compile": torch.compile(eager)}
-        backward: dict[str, Call] = {"aten": eager_backward, "compile": torch.compile(eager_backward)}
+        peers: dict[str, Call] = {"aten": eager} | compiled(eager)
+        backward: dict[str, Call] = {"aten": eager_backward} | compiled(eager_backward)
         if apex and fits:
             peers["apex"], backward["apex"] = apex["forward"], apex["backward"]
         yield Case(
@@ -107,7 +128,7 @@ def softmax_cases(elements: int, dtype: torch.dtype) -> Iterator[Case]:
 
 def layer_norm_cases(elements: int, dtype: torch.dtype) -> Iterator[Case]:
     """Rows of model widths."""
-    liger = liger_layer_norm()
+    liger, apex = liger_layer_norm(), apex_layer_norm()
     for width in (768, 1024, 1280, 1600, 2048, 4096, 8192):
         rows, shape = max(1, elements // width), (width,)
         tensor = rows * width * dtype.itemsize
@@ -132,8 +153,10 @@ def layer_norm_cases(elements: int, dtype: torch.dtype) -> Iterator[Case]:
             return torch.ops.aten.native_layer_norm_backward(g, x, shape, m, r, w, b, each)
 
         size = f"{rows} x {width}"
-        peers: dict[str, Call] = {"aten": eager, "compile": torch.compile(eager)}
+        peers: dict[str, Call] = {"aten": eager} | compiled(eager)
         backward: dict[str, Call] = {"aten": aten_backward}
+        if apex:
+            peers["apex"] = lambda x, w=w, b=b: apex["forward"](x, w, b)
         if liger:
             peers["liger"] = lambda x, w=w, b=b: liger["forward"](x, w, b)
             backward["liger"] = lambda g, x, m, r, w=w, b=b: liger["backward"](g, x, m, r, w, b)
@@ -157,6 +180,14 @@ def pointwise_cases(elements: int, dtype: torch.dtype) -> Iterator[Case]:
         def gelu(x: Tensor, b: Tensor = b) -> Tensor:
             return F.gelu(x + b.to(x.dtype), approximate="tanh")
 
+        def gelu_backward(g: Tensor, x: Tensor, b: Tensor = b) -> tuple[Tensor, Tensor]:
+            whole = torch.ops.aten.gelu_backward(g, x + b.to(x.dtype), approximate="tanh")
+            return whole, whole.sum(0)
+
+        def true_dropped(x: Tensor, r: Tensor, b: Tensor = b, seed: Tensor = seed) -> Tensor:
+            kept = (philox_words(seed, x.numel()) >= int(0.1 * 2**32)).view(x.shape)
+            return r + (x + b.to(x.dtype)) * kept / 0.9
+
         def dropped(x: Tensor, r: Tensor, b: Tensor = b) -> Tensor:
             return r + F.dropout(x + b, 0.1, True)
 
@@ -165,17 +196,17 @@ def pointwise_cases(elements: int, dtype: torch.dtype) -> Iterator[Case]:
 
         yield Case(
             "bias_gelu forward", size, 2 * tensor, lambda draw=draw: draw(1),
-            lambda x, b=b: OPS.bias_gelu(x, b, True), gelu, {"aten": gelu, "compile": torch.compile(gelu)},
+            lambda x, b=b: OPS.bias_gelu(x, b, True), gelu, {"aten": gelu} | compiled(gelu),
         )  # fmt: skip
         yield Case(
             "bias_gelu backward", size, 3 * tensor, lambda draw=draw: draw(2),
-            lambda g, x, b=b: OPS.bias_gelu_backward(g, x, b, True), None,
+            lambda g, x, b=b: OPS.bias_gelu_backward(g, x, b, True), gelu_backward,
             {"aten": lambda g, x: torch.ops.aten.gelu_backward(g, x, approximate="tanh").sum(0)},
         )  # fmt: skip
         yield Case(
             "bias_dropout_add forward", size, 3 * tensor, lambda draw=draw: draw(2),
-            lambda x, r, b=b, s=seed: OPS.bias_dropout_add(x, b, r, s, 0.1), None,
-            {"aten": dropped, "compile": torch.compile(dropped)},
+            lambda x, r, b=b, s=seed: OPS.bias_dropout_add(x, b, r, s, 0.1), true_dropped,
+            {"aten": dropped} | compiled(dropped),
         )  # fmt: skip
 
 
@@ -189,17 +220,20 @@ def cross_entropy_cases(elements: int, dtype: torch.dtype) -> Iterator[Case]:
     def eager(x: Tensor) -> Tensor:
         return F.cross_entropy(x if x.dtype == torch.float64 else x.float(), labels, reduction="none")
 
+    def true_backward(g: Tensor, x: Tensor, *_: Tensor) -> Tensor:
+        return (x.softmax(1) - F.one_hot(labels, width)) * g[:, None]
+
     def draw_backward() -> tuple[Tensor, ...]:
         x = randn(rows, width, dtype=dtype)
-        return torch.randn(rows, device=DEVICE), x, *OPS.cross_entropy(x, labels)[1:]
+        return torch.randn(rows, device=DEVICE), x, *OPS.cross_entropy(x, labels, width)[1:]
 
     yield Case(
         "cross_entropy forward", f"{rows} x {width}", tensor, lambda: (randn(rows, width, dtype=dtype),),
-        lambda x: OPS.cross_entropy(x, labels)[0], eager, {"aten": eager, "compile": torch.compile(eager)},
+        lambda x: OPS.cross_entropy(x, labels, width)[0], eager, {"aten": eager} | compiled(eager),
     )  # fmt: skip
     yield Case(
         "cross_entropy backward", f"{rows} x {width}", 2 * tensor, draw_backward,
-        lambda g, x, t, s: OPS.cross_entropy_backward(g, x, labels, t, s, 0),
+        lambda g, x, t, s: OPS.cross_entropy_backward(g, x, labels, t, s, 0, width), true_backward,
     )  # fmt: skip
 
 
@@ -214,9 +248,25 @@ def error_of(case: Case) -> float:
     if case.truth is None:
         return 0.0
     given = case.draw()
+    poison = [torch.full_like(x, float("nan")) for x in given if x.is_floating_point()]
+    del poison  # what is allocated next is made of it
     found, truth = case.ours(*given), case.truth(*(x.double() if x.is_floating_point() else x for x in given))
     pairs = zip(found, truth, strict=True) if isinstance(found, tuple) else [(found, truth)]
     return max(float((a.double() - b).norm() / b.double().norm()) for a, b in pairs)
+
+
+def timed(run: Callable[[], object]) -> float:
+    """Milliseconds on the device."""
+    if DEVICE == "cpu":
+        began = time.perf_counter()
+        run()
+        return 1e3 * (time.perf_counter() - began)
+    start, stop = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    start.record()
+    run()
+    stop.record()
+    stop.synchronize()
+    return start.elapsed_time(stop)
 
 
 def milliseconds(calls: dict[str, Call], sets: list[tuple], turns: int) -> dict[str, float]:
@@ -226,14 +276,9 @@ def milliseconds(calls: dict[str, Call], sets: list[tuple], turns: int) -> dict[
         call(*sets[0])
     for turn in range(turns):
         for name, call in calls.items():
-            start, stop = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-            start.record()
-            for given in sets:
-                call(*given)
-            stop.record()
-            stop.synchronize()
+            elapsed = timed(lambda call=call: [call(*given) for given in sets])
             if turn:
-                times[name].append(start.elapsed_time(stop) / len(sets))
+                times[name].append(elapsed / len(sets))
     return {name: statistics.median(values) for name, values in times.items()}
 
 
@@ -253,24 +298,47 @@ def measure(case: Case, turns: int) -> dict[str, object]:
     }  # fmt: skip
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Print the table; write it as JSON if asked."""
+def write(args: argparse.Namespace, rows: list[dict[str, object]]) -> None:
+    """All rows so far, with the machine."""
+    gpu = torch.cuda.get_device_name() if DEVICE == "cuda" else "none"
+    machine = {"gpu": gpu, "torch": torch.__version__, "cuda": torch.version.cuda}
+    settings = {k: v for k, v in vars(args).items() if k != "json"}
+    args.json.parent.mkdir(parents=True, exist_ok=True)
+    result = {"benchmark": "gpu/kernels", "machine": machine, **settings, "rows": rows}
+    args.json.write_text(json.dumps(result, indent=1) + "\n")
+
+
+def arguments(argv: list[str] | None) -> argparse.Namespace:
+    """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", choices=GROUPS)
     parser.add_argument("--dtype", default="bfloat16", choices=["float32", "float16", "bfloat16"])
     parser.add_argument("--megabytes", type=float, default=256, help="size of one tensor")
     parser.add_argument("--turns", type=int, default=15)
+    parser.add_argument("--seconds", type=float, default=250.0, help="begin no measurement after this time")
+    parser.add_argument("--tiny", action="store_true", help="small tensors and two turns: whether it runs")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args(argv)
-    if not torch.cuda.is_available() or not has_kernel("layer_norm", "cuda"):
-        parser.error("this needs a GPU and the CUDA kernels: MEGATRON_SLW_CUDA=1 python csrc/build.py")
+    if args.tiny:
+        args.megabytes, args.turns = 0.02, 2
+    elif DEVICE == "cpu" or not has_kernel("layer_norm", "cuda"):
+        parser.error("this needs a GPU and the CUDA kernels: MEGATRON_SLW_CUDA=1 python csrc/build.py; or --tiny")
+    return args
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Print the table; write it as JSON if asked."""
+    args = arguments(argv)
     torch._dynamo.config.cache_size_limit = 64
-    dtype, rows = getattr(torch, args.dtype), []
+    dtype, rows, ends = getattr(torch, args.dtype), [], time.monotonic() + args.seconds
     elements = int(args.megabytes * 1e6) // dtype.itemsize
     print(f"{'operator':28s}{'size':>22s}{'ms':>9s}{'GB/s':>8s}  share of a copy, ours and peers")
     with torch.no_grad():
         for group in [args.only] if args.only else GROUPS:
             for case in GROUPS[group](elements, dtype):
+                if time.monotonic() > ends:
+                    print(f"{args.seconds:g} s are over: not measured from {case.name} {case.size} on")
+                    return 0
                 row = measure(case, args.turns)
                 rows.append(row)
                 shares = "  ".join(f"{name} {share:.2f}" for name, share in row["of_copy"].items() if name != "copy")
@@ -278,13 +346,10 @@ def main(argv: list[str] | None = None) -> int:
                     f"{case.name:28s}{case.size:>22s}{row['ms']['ours']:9.3f}{row['GB_s']['ours']:8.0f}  {shares}",
                     flush=True,
                 )
-                torch.cuda.empty_cache()
-    if args.json:
-        machine = {"gpu": torch.cuda.get_device_name(), "torch": torch.__version__, "cuda": torch.version.cuda}
-        settings = {k: v for k, v in vars(args).items() if k != "json"}
-        args.json.parent.mkdir(parents=True, exist_ok=True)
-        result = {"benchmark": "gpu/kernels", "machine": machine, **settings, "rows": rows}
-        args.json.write_text(json.dumps(result, indent=1) + "\n")
+                if args.json:
+                    write(args, rows)
+                if DEVICE == "cuda":
+                    torch.cuda.empty_cache()
     return 0
 
 
