@@ -23,7 +23,8 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks import machine
-from megatron_slw.ops.backend import attend, picks_fused_softmax, select_operators
+from megatron_slw.ops.backend import attend, select_operators
+from megatron_slw.ops.choice import picks_fused_softmax
 
 RESULTS = Path(__file__).parent / "results" / "attention_table.json"
 LENGTHS = (8, 16, 32, 64, 128, 256, 512, 1024)
@@ -79,7 +80,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"{f'{heads} heads of {width}':22s}", end="", flush=True)
         for length in LENGTHS:
             found = ratio(args.tokens, length, heads, width, args.turns)
-            picked = picks_fused_softmax("auto", operators, length, width)
+            picked = picks_fused_softmax("auto", operators.fused, "cpu", length, width)
             rows.append({"heads": heads, "width": width, "length": length, "ratio": found, "auto_picks_fused": picked})
             print(f"{found:7.2f}{'*' if picked else ' '}", end="", flush=True)
         print()

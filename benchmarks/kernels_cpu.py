@@ -143,17 +143,17 @@ def cross_entropy_cases(elements: int, dtype: torch.dtype) -> Iterator[Case]:
     for width in (8192, 50304):
         rows = max(1, elements // width)
         x, labels, g = torch.randn(rows, width).to(dtype), torch.randint(width, (rows,)), torch.randn(rows)
-        _, top, total = OPS.cross_entropy(x, labels)
+        _, top, total = OPS.cross_entropy(x, labels, x.size(1))
         log = torch.log_softmax(x.float(), -1)
         weight = torch.tensor(float(rows))
         yield Case(
             "cross_entropy forward", f"{rows} x {width}", x.nbytes,
-            lambda x=x, n=labels: OPS.cross_entropy(x, n),
+            lambda x=x, n=labels: OPS.cross_entropy(x, n, x.size(1)),
             lambda x=x, n=labels: F.cross_entropy(x.float(), n, reduction="none"),
         )  # fmt: skip
         yield Case(
             "cross_entropy backward", f"{rows} x {width}", 2 * x.nbytes,
-            lambda g=g, x=x, n=labels, t=top, s=total: OPS.cross_entropy_backward(g, x, n, t, s, 0),
+            lambda g=g, x=x, n=labels, t=top, s=total: OPS.cross_entropy_backward(g, x, n, t, s, 0, x.size(1)),
             lambda g=g, log=log, n=labels, w=weight: torch._log_softmax_backward_data(
                 torch.ops.aten.nll_loss_backward(g, log, n, None, 0, -100, w), log, -1, torch.float32
             ),

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from megatron_slw.ops import library
+from megatron_slw.ops.choice import BUILT, FOLDER
 
 
 def processor_name() -> str:
@@ -22,7 +22,7 @@ def processor_name() -> str:
 
 def instruction_set() -> str:
     """That of the built CPU kernels, or none."""
-    built = Path(library.__file__).parent / library.BUILT[0]
+    built = FOLDER / BUILT["cpu"]
     if not built.is_file():
         return "none"
     kernels = ctypes.CDLL(str(built))

@@ -85,8 +85,8 @@ struct CrossEntropy {
   void* total;
   void* target;
   const void* grad;  // backward, compute type
-  void* out;
-  int64_t rows, columns;
+  void* out;            // backward: rows of `width`, zero from `columns` on
+  int64_t rows, columns, width;
   int64_t past_bytes;
 };
 

@@ -52,7 +52,7 @@ template <class T, bool Past> void cross_entropy_backward_rows(const CrossEntrop
   const S log2e = static_cast<S>(kLog2e);
   for (int64_t row = begin; row < end; ++row) {
     const T* x = static_cast<const T*>(a.logits) + row * a.row_stride;
-    T* out = static_cast<T*>(a.out) + row * a.columns;
+    T* out = static_cast<T*>(a.out) + row * a.width;
     const S top = static_cast<const S*>(a.top)[row], grad = static_cast<const S*>(a.grad)[row];
     const S share = grad / static_cast<const S*>(a.total)[row];
     const Reg<S> offset = splat<S>(top), factor = splat<S>(share);
@@ -63,6 +63,7 @@ template <class T, bool Past> void cross_entropy_backward_rows(const CrossEntrop
       if (j == special) r[column - j] -= grad;
       store_up_to<Past>(out + j, a.columns - j, r);
     }
+    for (int64_t j = a.columns; j < a.width; ++j) out[j] = T{};
   }
   if (Past) fence();
 }

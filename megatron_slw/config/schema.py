@@ -115,10 +115,12 @@ class ParallelConfig(Section):
 
 
 class OpsConfig(Section):
-    """Which implementation of the operators runs."""
+    """Which implementation of the operators runs, and how the loss is computed."""
 
     backend: Literal["auto", "csrc", "torch", "apex"] = "auto"
     """auto is csrc where the kernels are built for the device, else torch."""
+    cross_entropy: Literal["auto", "logits", "chunked"] = "auto"
+    """The loss from all logits of a micro-batch, or from a chunk of rows at a time; auto picks by their size."""
 
 
 class DataConfig(Section):

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from megatron_slw.config.schema import RunConfig
 from megatron_slw.evaluation.rows import Batch, Row, batches_by_length, padded
 from megatron_slw.model.forward import Forward, forward_of
-from megatron_slw.model.gpt import operators_of
+from megatron_slw.model.head import operators_of
 from megatron_slw.parallel.cross_entropy import vocab_parallel_argmax, vocab_parallel_cross_entropy
 from megatron_slw.parallel.groups import Groups, one_process_groups
 

@@ -18,6 +18,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from megatron_slw.config.schema import RunConfig
+from megatron_slw.model.head import logits_of
 from megatron_slw.parallel.groups import Groups
 
 Forward = Callable[[Tensor, Tensor | None], Tensor | None]
@@ -45,7 +46,7 @@ def _stage(
     x = tokens_BT if groups.pp_rank == 0 else _received(module, config, groups, tokens_BT)
     out = module(x if documents_BT is None else (x, documents_BT))
     if groups.pp_rank == groups.pp_size - 1:
-        return out
+        return logits_of(out)
     activations_BtC = out[0] if isinstance(out, tuple) else out  # every rank knows the documents
     dist.send(activations_BtC.contiguous(), _neighbour(groups, 1))
     return None

@@ -22,9 +22,10 @@ from torch.utils.checkpoint import checkpoint
 
 from megatron_slw.config.schema import RunConfig
 from megatron_slw.model.documents import document_attention_bias, positions_in_documents
-from megatron_slw.ops.backend import Operators, attend, picks_fused_softmax, select_operators
+from megatron_slw.model.head import OutputHead, Targets, operators_of
+from megatron_slw.ops.backend import attend
+from megatron_slw.ops.choice import picks_fused_softmax
 from megatron_slw.parallel.collectives import copy_to_tensor
-from megatron_slw.parallel.cross_entropy import vocab_parallel_cross_entropy
 from megatron_slw.parallel.groups import Groups
 from megatron_slw.parallel.layers import (
     AddLayerNorm,
@@ -34,16 +35,10 @@ from megatron_slw.parallel.layers import (
     LayerNorm,
     RowParallelLinear,
     VocabParallelEmbedding,
-    vocab_parallel_logits,
 )
 from megatron_slw.parallel.sharding import make_parameter
 
 WORD_EMBEDDINGS = "embedding.word_embeddings"
-
-
-def operators_of(config: RunConfig, groups: Groups) -> Operators:
-    """The implementation that `ops.backend` names, on this rank's device."""
-    return select_operators(config.ops.backend, groups.device.type)
 
 
 class WordEmbedding(VocabParallelEmbedding):
@@ -105,7 +100,8 @@ class SelfAttention(nn.Module):
 
     def _attend(self, q_BHTD: Tensor, k_BHTD: Tensor, v_BHTD: Tensor, bias_B1TT: Tensor | None) -> Tensor:
         dropout, causal = self.dropout if self.training else 0.0, bias_B1TT is None
-        if picks_fused_softmax(self.attention, self.operators, q_BHTD.size(2), self.head_dim):
+        fused, device = self.operators.fused, q_BHTD.device.type
+        if picks_fused_softmax(self.attention, fused, device, q_BHTD.size(2), self.head_dim):
             run = partial(attend, q_BHTD, k_BHTD, v_BHTD, bias_B1TT, dropout)
         else:
             run = partial(F.scaled_dot_product_attention, q_BHTD, k_BHTD, v_BHTD, bias_B1TT, dropout, causal)
@@ -157,8 +153,8 @@ class TransformerLayer(nn.Module):
         return self._layer(x_BtC, bias_B1TT)
 
     def _layer(self, x_BtC: Tensor, bias_B1TT: Tensor | None) -> Tensor:
-        attended_BtC = self.dropout(self.self_attention(self.input_layernorm(x_BtC), bias_B1TT))
-        normal_BtC, x_BtC = self.post_attention_layernorm(attended_BtC, x_BtC)
+        attended_BtC = self.self_attention(self.input_layernorm(x_BtC), bias_B1TT)
+        normal_BtC, x_BtC = self.post_attention_layernorm(attended_BtC, x_BtC, self.dropout)
         return self.dropout.add(self.mlp(normal_BtC), x_BtC)
 
 
@@ -171,21 +167,8 @@ class FinalLayerNorm(LayerNorm):
         super().__init__("final_layernorm", model.hidden_size, model.layernorm_epsilon, groups, sp, operators)
 
 
-class OutputHead(nn.Module):
-    """Logits by the token table. It registers the shared weight itself: ZeRO-3 gathers a module's own parameters."""
-
-    def __init__(self, embedding: WordEmbedding) -> None:
-        super().__init__()
-        self.groups, self.sequence_parallel = embedding.groups, embedding.sequence_parallel
-        self.weight = embedding.weight
-
-    def forward(self, x_BtC: Tensor) -> Tensor:
-        """(B, t, C) to (B, T, V)."""
-        return vocab_parallel_logits(x_BtC, self.weight, self.groups, self.sequence_parallel)
-
-
 class GPT(nn.Module):
-    """The whole model on one pipeline stage: token ids (B, T) to this rank's logits (B, T, V)."""
+    """The whole model on one pipeline stage: token ids (B, T) to this rank's logits (B, T, V), or to the loss."""
 
     def __init__(self, config: RunConfig, groups: Groups) -> None:
         super().__init__()
@@ -194,10 +177,12 @@ class GPT(nn.Module):
         self.position_embeddings = PositionEmbedding(config, groups)
         self.layers = nn.ModuleList(TransformerLayer(config, groups, i) for i in range(config.model.num_layers))
         self.final_layernorm = FinalLayerNorm(config, groups)
-        self.output_head = OutputHead(self.word_embeddings)
+        self.output_head = OutputHead(config, self.word_embeddings)
 
-    def forward(self, tokens_BT: Tensor, document_ids_BT: Tensor | None = None) -> Tensor:
-        """Token ids (B, T) to this rank's columns of the logits (B, T, V).
+    def forward(
+        self, tokens_BT: Tensor, document_ids_BT: Tensor | None = None, targets: Targets | None = None
+    ) -> Tensor:
+        """Token ids (B, T) to this rank's columns of the logits (B, T, V); with targets to their loss, a scalar.
 
         document_ids_BT None takes each row for one document.
         """
@@ -207,29 +192,4 @@ class GPT(nn.Module):
             bias = document_attention_bias(document_ids_BT, x.dtype)
         for layer in self.layers:
             x = layer(x, bias)
-        return self.output_head(self.final_layernorm(x))
-
-
-class WeightedLoss:
-    """Sum over a micro-batch of label weight x negative log-likelihood.
-
-    The weights carry the normalisation: the engines average over micro-batches and data-parallel ranks, so a weight
-    is (micro-batches x data-parallel ranks) / labels of the global batch, and a masked label's is zero. The mean of
-    such sums is the mean over the batch's real labels however these are spread over micro-batches; a mean per
-    micro-batch would weigh a label more the more of its neighbours are masked.
-    """
-
-    def __init__(self, config: RunConfig, groups: Groups) -> None:
-        model = config.model
-        if model.vocab_size is None:
-            raise ValueError("the loss needs model.vocab_size: fill it from the dataset first")
-        self.vocab_size, self.padded_vocab_size = model.vocab_size, model.padded_vocab_size
-        self.groups, self.operators = groups, operators_of(config, groups)
-
-    def __call__(self, logits_BTV: Tensor, targets: tuple[Tensor, Tensor]) -> Tensor:
-        """Logits (B, T, V) and (labels (B, T) int64, weights (B, T) fp32) to a scalar."""
-        labels_BT, weights_BT = targets
-        loss_BT = vocab_parallel_cross_entropy(
-            logits_BTV, labels_BT, self.vocab_size, self.padded_vocab_size, self.groups, self.operators
-        )
-        return (loss_BT * weights_BT).sum()
+        return self.output_head(self.final_layernorm(x), targets=targets)

@@ -18,11 +18,10 @@ from megatron_slw.model.gpt import (
     FinalLayerNorm,
     PositionEmbedding,
     TransformerLayer,
-    WeightedLoss,
     WordEmbedding,
 )
+from megatron_slw.model.head import HeadOutput, WeightedLoss, head_output
 from megatron_slw.parallel.groups import Groups
-from megatron_slw.parallel.layers import vocab_parallel_logits
 
 
 class GPTPipeline(PipelineModule):
@@ -43,7 +42,7 @@ class GPTPipeline(PipelineModule):
         self.reset_attention_mask = config.data.reset_attention_mask
         self.hand_on = self.reset_attention_mask and groups.pp_rank < groups.pp_size - 1
 
-    def forward(self, inputs: Tensor | tuple[Tensor, ...]) -> Tensor | tuple[Tensor, Tensor]:
+    def forward(self, inputs: Tensor | tuple[Tensor, ...]) -> HeadOutput:
         """(tokens (B, T) or activations (B, t, C), document ids (B, T) where they are needed) to what follows.
 
         The activations come alone where nothing else was sent.
@@ -62,20 +61,18 @@ class GPTPipeline(PipelineModule):
         return (x, documents[0]) if self.hand_on else x
 
 
-def _tied_logits(embedding: WordEmbedding, x_BtC: Tensor) -> Tensor:
-    return vocab_parallel_logits(x_BtC, embedding.weight, embedding.groups, embedding.sequence_parallel)
-
-
 def build_pipeline(config: RunConfig, groups: Groups) -> GPTPipeline:
     """The GPT of `config`, of which this rank builds its stage alone."""
+
+    def head(embedding: WordEmbedding, x_BtC: Tensor) -> HeadOutput:
+        return head_output(config, embedding.weight, x_BtC, groups)
+
     layers = [
         TiedLayerSpec("word_embeddings", WordEmbedding, config, groups, tied_weight_attr="weight"),
         LayerSpec(PositionEmbedding, config, groups),
         *(LayerSpec(TransformerLayer, config, groups, i) for i in range(config.model.num_layers)),
         LayerSpec(FinalLayerNorm, config, groups),
-        TiedLayerSpec(
-            "word_embeddings", WordEmbedding, config, groups, forward_fn=_tied_logits, tied_weight_attr="weight"
-        ),
+        TiedLayerSpec("word_embeddings", WordEmbedding, config, groups, forward_fn=head, tied_weight_attr="weight"),
     ]
     with torch.no_grad():  # it broadcasts the tied weights, which autograd would otherwise record
         return GPTPipeline(config, groups, layers)

@@ -34,7 +34,8 @@ class Operators:
     add_layer_norm: Callable[[Tensor, Tensor, Tensor, Tensor, float], tuple[Tensor, Tensor]]
     linear_gelu: Callable[[Tensor, Tensor, Tensor, bool], Tensor]
     """GELU(x W^T + b): (..., I), (O, I), (O,) and whether in the tanh form, to (..., O)."""
-    cross_entropy: Callable[[Tensor, Tensor], Tensor]
+    cross_entropy: Callable[[Tensor, Tensor, int], Tensor]
+    """Of logits (N, V), labels (N,) and how many of the columns are real."""
 
     @property
     def fused(self) -> bool:
@@ -61,8 +62,9 @@ def _fused_linear_gelu(x: Tensor, weight_OI: Tensor, bias_O: Tensor, tanh: bool)
     return bias_gelu.bias_gelu(F.linear(x, weight_OI), bias_O, tanh)
 
 
-def _cross_entropy(logits_NV: Tensor, labels_N: Tensor) -> Tensor:
-    return F.cross_entropy(logits_NV.float(), labels_N, reduction="none")
+def _cross_entropy(logits_NV: Tensor, labels_N: Tensor, columns: int) -> Tensor:
+    cross_entropy.check_labels(labels_N, columns)  # F.cross_entropy would give 0 for -100
+    return F.cross_entropy(logits_NV[:, :columns].float(), labels_N, reduction="none")
 
 
 def _apex_layer_norm() -> Callable[[Tensor, Tensor, Tensor, float], Tensor]:
@@ -101,20 +103,6 @@ def select_operators(backend: str, device_type: str) -> Operators:
         "csrc", device_type, layer_norm.layer_norm, layer_norm.add_layer_norm, _fused_linear_gelu,
         cross_entropy.cross_entropy,
     )  # fmt: skip
-
-
-SHORT_LENGTH, SMALL_HEAD = 16, 64
-
-
-def picks_fused_softmax(attention: str, operators: Operators, length: int, head_dim: int) -> bool:
-    """Whether `model.attention` computes scores, fused softmax and product, and not PyTorch's attention.
-
-    auto: on the CPU up to 16 tokens with heads up to 64 wide, by the measured table in docs/kernels.md.
-    """
-    if attention != "auto":
-        return attention == "fused_softmax"
-    short = length <= SHORT_LENGTH and head_dim <= SMALL_HEAD
-    return operators.fused and operators.device_type == "cpu" and short
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, bias_B1TT: Tensor | None, dropout: float) -> Tensor:

@@ -13,12 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from megatron_slw.ops.choice import BUILT, FOLDER
+
 NAMESPACE = "megatron_slw"
 LIBRARY = torch.library.Library(NAMESPACE, "DEF")
 OPERATORS: dict[str, Callable[..., Any]] = {}
 """The plain implementation of each declared operator, filled by `declare`."""
-BUILT = ("libmegatron_slw_cpu.so", "libmegatron_slw_cuda.so")
-"""What `csrc/build.py` puts beside this file."""
 
 
 def declare(
@@ -50,7 +50,7 @@ def declare(
 
 def load_built(folder: Path) -> None:
     """Load what was built in `folder`. A library that does not load is an error: it was built for another machine."""
-    for name in BUILT:
+    for name in BUILT.values():
         if (folder / name).is_file():
             torch.ops.load_library(folder / name)
 
@@ -71,4 +71,4 @@ def new(x: Tensor, shape: Sequence[int | torch.SymInt] | None = None, dtype: tor
     return x.new_empty(x.shape if shape is None else shape, dtype=x.dtype if dtype is None else dtype)
 
 
-load_built(Path(__file__).parent)
+load_built(FOLDER)

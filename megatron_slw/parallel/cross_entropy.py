@@ -4,7 +4,7 @@ Two all-reduces, of one number per label (maximum) and of two (normaliser, targe
 arXiv 1909.08053, section 3. The columns that pad the vocabulary to a round size are left out, so the loss is that of
 the real vocabulary, whatever the padding.
 
-Shapes: N labels (B x T), v this rank's real columns.
+Shapes: N labels (B x T), v this rank's real columns, V its columns with padding, C hidden size.
 """
 
 from __future__ import annotations
@@ -17,7 +17,12 @@ import torch.distributed as dist
 from torch import Tensor
 
 from megatron_slw.ops.backend import Operators
+from megatron_slw.ops.cross_entropy import Reduce, check_labels
 from megatron_slw.ops.cross_entropy import vocab_parallel_cross_entropy as fused_cross_entropy
+from megatron_slw.ops.linear_cross_entropy import (
+    vocab_parallel_linear_cross_entropy,
+    weighted_linear_cross_entropy,
+)
 from megatron_slw.parallel.groups import Groups
 from megatron_slw.parallel.sharding import shard_range
 
@@ -60,6 +65,45 @@ def _all_reduce(x: Tensor, op: Any, groups: Groups) -> Tensor:
     return x
 
 
+def _reductions(groups: Groups) -> tuple[Reduce, Reduce]:
+    return (
+        partial(_all_reduce, op=dist.ReduceOp.MAX, groups=groups),
+        partial(_all_reduce, op=dist.ReduceOp.SUM, groups=groups),
+    )
+
+
+def vocab_parallel_linear_loss(
+    hidden_BTC: Tensor,
+    weight_VC: Tensor,
+    targets: tuple[Tensor, Tensor],
+    vocab_size: int,
+    padded_vocab_size: int,
+    groups: Groups,
+) -> Tensor:
+    """Sum over the micro-batch of label weight x negative log-likelihood, without ever holding all logits.
+
+    Args:
+        hidden_BTC: what enters the output head, the same on every tensor-parallel rank; its gradient is this rank's
+            part (see `copy_to_tensor`).
+        weight_VC: this rank's rows of the token table, whole.
+        targets: labels (B, T) int64 in [0, vocab_size), and their weights (B, T) fp32.
+        vocab_size: as in `vocab_parallel_cross_entropy`, with the two after it.
+
+    Returns:
+        A scalar in fp32, the same on every tensor-parallel rank.
+    """
+    start, stop = shard_range(padded_vocab_size, groups.tp_rank, groups.tp_size)
+    columns = max(0, min(stop, vocab_size) - start)
+    hidden_NC, labels_N, weights_N = hidden_BTC.flatten(0, 1), targets[0].flatten(), targets[1].flatten()
+    if groups.tp_size == 1:
+        return weighted_linear_cross_entropy(hidden_NC, weight_VC, labels_N, weights_N, columns)
+    check_labels(labels_N, vocab_size)
+    loss_N = vocab_parallel_linear_cross_entropy(
+        hidden_NC, weight_VC, labels_N, start, columns, *_reductions(groups)
+    )
+    return (loss_N * weights_N).sum()
+
+
 def vocab_parallel_cross_entropy(
     logits_BTV: Tensor,
     labels_BT: Tensor,
@@ -80,16 +124,20 @@ def vocab_parallel_cross_entropy(
 
     Returns:
         (B, T) fp32, the same on every tensor-parallel rank.
+
+    Raises:
+        IndexError: a label is outside the vocabulary, on the CPU; on CUDA a device-side assertion fails.
     """
     start, stop = shard_range(padded_vocab_size, groups.tp_rank, groups.tp_size)
-    logits_Nv = logits_BTV.flatten(0, 1)[:, : max(0, min(stop, vocab_size) - start)]
+    columns = max(0, min(stop, vocab_size) - start)
+    logits_NV = logits_BTV.flatten(0, 1)
     if groups.tp_size == 1:
-        return operators.cross_entropy(logits_Nv, labels_BT.flatten()).view_as(labels_BT)
+        return operators.cross_entropy(logits_NV, labels_BT.flatten(), columns).view_as(labels_BT)
+    check_labels(labels_BT, vocab_size)
     if operators.fused:
-        reduce_max = partial(_all_reduce, op=dist.ReduceOp.MAX, groups=groups)
-        reduce_sum = partial(_all_reduce, op=dist.ReduceOp.SUM, groups=groups)
-        return fused_cross_entropy(logits_Nv, labels_BT.flatten(), start, reduce_max, reduce_sum).view_as(labels_BT)
-    loss_N = _VocabParallelCrossEntropy.apply(logits_Nv, labels_BT.flatten(), start, groups)
+        loss_N = fused_cross_entropy(logits_NV, labels_BT.flatten(), start, columns, *_reductions(groups))
+        return loss_N.view_as(labels_BT)
+    loss_N = _VocabParallelCrossEntropy.apply(logits_NV[:, :columns], labels_BT.flatten(), start, groups)
     return loss_N.view_as(labels_BT)
 
 

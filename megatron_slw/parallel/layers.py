@@ -98,11 +98,14 @@ class LayerNorm(nn.Module):
 
 
 class AddLayerNorm(LayerNorm):
-    """The same with the residual addition before it."""
+    """The same with dropout and the residual addition before it."""
 
-    def forward(self, x: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+    def forward(self, x: Tensor, residual: Tensor, dropout: Dropout) -> tuple[Tensor, Tensor]:  # type: ignore[override]
         """(B, t, C) twice, to the normalised sum and the sum."""
-        return self.operators.add_layer_norm(x, residual, *self._parameters_here(), self.eps)
+        if dropout.fuses:  # one pass without a stored mask, then LayerNorm of its result
+            total = dropout.add(x, residual)
+            return self.operators.layer_norm(total, *self._parameters_here(), self.eps), total
+        return self.operators.add_layer_norm(dropout(x), residual, *self._parameters_here(), self.eps)
 
 
 class VocabParallelEmbedding(nn.Module):
@@ -125,10 +128,10 @@ class VocabParallelEmbedding(nn.Module):
         return leave(partial_BTC, self.groups)
 
 
-def vocab_parallel_logits(hidden_BtC: Tensor, weight: Tensor, groups: Groups, sequence_parallel: bool) -> Tensor:
-    """Hidden states (B, t, C) times this rank's rows of the embedding table: (B, T, V / tp) logits."""
+def enter_head(hidden_BtC: Tensor, groups: Groups, sequence_parallel: bool) -> Tensor:
+    """Hidden states (B, t, C) as each rank multiplies them with its rows of the token table: (B, T, C)."""
     enter = gather_sequence if sequence_parallel else copy_to_tensor
-    return F.linear(enter(hidden_BtC, groups), weight)
+    return enter(hidden_BtC, groups)
 
 
 class Dropout(nn.Module):
@@ -154,8 +157,14 @@ class Dropout(nn.Module):
         keep = torch.empty_like(x).bernoulli_(1.0 - self.probability, generator=generator)
         return x * keep / (1.0 - self.probability)
 
+    @property
+    def fuses(self) -> bool:
+        """Whether `add` is one operator, and there is something to drop."""
+        fused = self.operators is not None and self.operators.fused
+        return fused and self.training and self.probability > 0.0
+
     def add(self, x: Tensor, residual: Tensor) -> Tensor:
         """residual + dropout(x), in one pass where the operators are fused."""
-        if self.operators is None or not self.operators.fused or not self.training or self.probability == 0.0:
+        if self.operators is None or not self.fuses:
             return residual + self(x)
         return dropout_add(x, residual, self.probability, self.groups.tp_rank if self.local else 0)

@@ -24,7 +24,7 @@ from torch import Tensor
 from megatron_slw.config.schema import RunConfig
 from megatron_slw.growth.operators.multiplier import Multiplier
 from megatron_slw.model.forward import Forward, forward_of
-from megatron_slw.model.gpt import GPT, WeightedLoss
+from megatron_slw.model.gpt import GPT
 from megatron_slw.model.init import name_seed
 from megatron_slw.model.pipeline import build_pipeline
 from megatron_slw.parallel.groups import Groups, ModelParallelUnit
@@ -119,7 +119,6 @@ class Engine:
         multipliers: Mapping[str, Multiplier] = NO_MULTIPLIERS,
     ) -> None:
         self.config, self.groups = config, groups
-        self.loss_fn = WeightedLoss(config, groups)
         logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
         with contextlib.redirect_stdout(io.StringIO()):  # PipelineModule prints its partition on every start
             module = build_pipeline(config, groups) if groups.pp_size > 1 else GPT(config, groups)
@@ -201,7 +200,7 @@ class Engine:
             total = self.ds.eval_batch(micros, num_micro_batches=count).float()
             self.ds.reset_activation_shape()
         else:
-            total = torch.stack([self.loss_fn(self.ds(*inputs), targets) for inputs, targets in micros]).mean()
+            total = torch.stack([self.ds(*inputs, targets=targets) for inputs, targets in micros]).mean()
             dist.all_reduce(total, group=self.groups.dp_group)
             total /= self.groups.dp_size
         self.ds.module.train()
@@ -221,7 +220,7 @@ class Engine:
         self.ds.module.train()
         losses = []
         for inputs, targets in micros:
-            loss = self.loss_fn(self.ds(*inputs), targets)
+            loss = self.ds(*inputs, targets=targets)
             losses.append(loss.detach())
             self._local_loss = torch.stack(losses).mean()
             self.ds.backward(loss)

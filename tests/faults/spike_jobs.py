@@ -56,16 +56,17 @@ def faulty(engine: Engine, place: str, factor: float, rank: int) -> Iterator[Non
 
 @contextlib.contextmanager
 def _faulty_loss(engine: Engine, factor: float) -> Iterator[None]:
-    owner = engine.ds.module if engine.groups.pp_size > 1 else engine
-    whole = owner.loss_fn
-    inner: Any = getattr(owner, "_modules", {}).pop("loss_fn", None)
-    object.__setattr__(owner, "loss_fn", lambda outputs, targets: whole(outputs, targets) * factor)
+    module = engine.ds.module
+    owner, name = (module, "loss_fn") if engine.groups.pp_size > 1 else (module.output_head, "loss")
+    whole = getattr(owner, name)
+    inner: Any = owner._modules.pop(name, None)
+    object.__setattr__(owner, name, lambda outputs, targets: whole(outputs, targets) * factor)
     try:
         yield
     finally:
-        object.__delattr__(owner, "loss_fn") if inner is not None else object.__setattr__(owner, "loss_fn", whole)
+        object.__delattr__(owner, name) if inner is not None else object.__setattr__(owner, name, whole)
         if inner is not None:
-            owner._modules["loss_fn"] = inner
+            owner._modules[name] = inner
 
 
 def take_step(engine: Engine, number: int, judge: Callable[[float, float | None], str | None] | None = None) -> float:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from megatron_slw.model.gpt import GPT, WeightedLoss
+from megatron_slw.model.gpt import GPT
+from megatron_slw.model.head import WeightedLoss
 from megatron_slw.parallel.groups import one_process_groups
 from megatron_slw.parallel.sharding import sharded_parameters
 from megatron_slw.testing import tiny_config

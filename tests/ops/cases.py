@@ -14,7 +14,7 @@ from megatron_slw.ops.bias_gelu import bias_gelu
 from megatron_slw.ops.cross_entropy import cross_entropy
 from megatron_slw.ops.dropout_residual import bias_dropout_add, philox_words
 from megatron_slw.ops.layer_norm import add_layer_norm, layer_norm
-from megatron_slw.ops.linear_cross_entropy import linear_cross_entropy
+from megatron_slw.ops.linear_cross_entropy import linear_cross_entropy, weighted_linear_cross_entropy
 from megatron_slw.ops.softmax import causal_softmax, masked_softmax
 
 Function = Callable[..., Tensor | tuple[Tensor, Tensor]]
@@ -131,11 +131,23 @@ LOSS = {
     "cross_entropy": Case(
         cross_entropy, plain_cross_entropy, lambda n, c: [(n * 3, c)], lambda n, c: (labels_for(n, c),)
     ),
+    "cross_entropy, padded": Case(
+        lambda logits, labels: cross_entropy(logits, labels, (logits.size(1) + 1) // 2),
+        lambda logits, labels: plain_cross_entropy(logits[:, : (logits.size(1) + 1) // 2], labels),
+        lambda n, c: [(n * 3, c)],
+        lambda n, c: (labels_for(n, (c + 1) // 2),),
+    ),
     "linear_cross_entropy": Case(
         linear_cross_entropy,
         lambda h, w, labels: plain_cross_entropy(h @ w.T, labels),
         lambda n, c: [(n * 3, 9), (c, 9)],
         lambda n, c: (labels_for(n, c),),
+    ),
+    "weighted_linear_cross_entropy": Case(
+        weighted_linear_cross_entropy,
+        lambda h, w, labels, weights: (plain_cross_entropy(h @ w.T, labels) * weights).sum(),
+        lambda n, c: [(n * 3, 9), (c, 9)],
+        lambda n, c: (labels_for(n, c), (torch.arange(n * 3) % 4) * 3e-6),
     ),
 }
 CASES = {**SOFTMAX, **NORM, **POINTWISE, **LOSS}

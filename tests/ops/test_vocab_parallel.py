@@ -23,7 +23,7 @@ CUTS = ((0, 50), (0, 20, 50), (0, 17, 34, 50), (0, 50, 50))
 def reductions(logits: Tensor, labels: Tensor, cut: tuple[int, ...]) -> tuple[Callable, Callable, list[tuple]]:
     """Stand-ins for the all-reduces, and the shapes that went through them."""
     shapes: list[tuple] = []
-    parts = [cross_entropy_statistics(logits[:, a:b], labels, a) for a, b in zip(cut, cut[1:], strict=False)]
+    parts = [cross_entropy_statistics(logits[:, a:b], labels, a, b - a) for a, b in zip(cut, cut[1:], strict=False)]
     tops = torch.stack([top for top, _, _ in parts]).amax(0)
 
     def reduce_max(x: Tensor) -> Tensor:
@@ -57,14 +57,14 @@ def test_same_as_one_rank(cut: tuple[int, ...], spread: float) -> None:
     sums = torch.zeros_like(hidden)
     for a, b in zip(cut, cut[1:], strict=False):
         mine = logits[:, a:b].clone().requires_grad_()
-        loss = vocab_parallel_cross_entropy(mine, labels, a, reduce_max, reduce_sum)
+        loss = vocab_parallel_cross_entropy(mine, labels, a, b - a, reduce_max, reduce_sum)
         torch.testing.assert_close(loss.double(), true_loss, rtol=1e-5, atol=1e-5 * spread)
         (found,) = torch.autograd.grad(loss, mine, grad)
         here = F.one_hot(labels, VOCAB).double()
         true = ((true_hidden @ true_weight.T).softmax(-1) - here)[:, a:b] * grad.double()[:, None]
         torch.testing.assert_close(found.double(), true.detach(), rtol=1e-3, atol=1e-5 * spread)
         part = weight[a:b]
-        loss = vocab_parallel_linear_cross_entropy(hidden, part, labels, a, reduce_max, reduce_sum)
+        loss = vocab_parallel_linear_cross_entropy(hidden, part, labels, a, b - a, reduce_max, reduce_sum)
         of_hidden, of_weight = torch.autograd.grad(loss, (hidden, part), grad)
         torch.testing.assert_close(of_weight.double(), true_grads[1][a:b], rtol=1e-3, atol=1e-4 * spread)
         sums += of_hidden

@@ -100,3 +100,13 @@ def assemble(pieces_by_rank: list[Pieces]) -> dict[str, np.ndarray]:
                 whole[tuple(where)] = block
     assert not any(np.isnan(t).any() for t in out.values()), "a block of some tensor is on no rank"
     return out
+
+
+def train_in_chunks(config: RunConfig, learning_rate: float) -> tuple[list[float], list[float], float, Pieces]:
+    """`train` with a few rows of logits at a time, so that each micro-batch is several chunks."""
+    from unittest import mock
+
+    from megatron_slw.ops import choice
+
+    with mock.patch.dict(choice.LOSS_CHUNK, cpu=11 * 384 * 4):
+        return train(config, learning_rate)
