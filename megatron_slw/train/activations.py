@@ -4,6 +4,8 @@ The table of what each operator keeps for its backward follows Korthikanti et al
 Recomputation in Large Transformer Models" (arXiv 2205.05198, section 4): in 16 bits, with dropout and one
 tensor rank, it sums to the paper's 34 s b h bytes a layer, without the 5 a s^2 b of attention scores, which
 fused attention does not keep. Where our operators differ from the paper's, the entry says so.
+Which operators run is what `megatron_slw.ops.choice` says; the fused ones keep no dropout mask and no second copy of
+the logits.
 
 One rank's share throughout: B rows of a micro-batch, T tokens of a row, C hidden size, F feed-forward size, H
 attention heads, V vocabulary rows; `device` is "cpu" or "cuda", whose dropout and attention keep different
@@ -13,6 +15,7 @@ things.
 from __future__ import annotations
 
 from megatron_slw.config.schema import RunConfig
+from megatron_slw.ops.choice import picks_chunked_loss, picks_fused_softmax, picks_kernels, rows_of_chunk
 
 FP32 = 4
 ITEM_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
@@ -51,9 +54,13 @@ def layer_table(config: RunConfig, rows: int, length: int, device: str) -> dict[
         "gelu.input": feed_forward,
         "dense_4h_to_h.input": feed_forward,
     }
-    if model.hidden_dropout > 0.0:
+    if model.hidden_dropout > 0.0 and not fused(config, device):
         table["dropout.masks"] = 2 * dropout_mask(config, rows, length, device)
-    if unfused_attention(config, device):
+    if fused_softmax(config, length, device):
+        # Softmax output; with dropout its factors and their product too (bools on CUDA, and the product).
+        factors = (1 if device == "cuda" else item) + item if model.attention_dropout > 0.0 else 0
+        table["attention.scores"] = heads * length * (item + factors)
+    elif unfused_attention(config, device):
         # Softmax output, dropout factors, their product: H x T numbers for each token. PyTorch computes them,
         # and copies query, key and value for them, in fp32.
         table["attention.scores"] = 3 * heads * length * FP32
@@ -61,6 +68,23 @@ def layer_table(config: RunConfig, rows: int, length: int, device: str) -> dict[
     else:
         table["attention.normalizer"] = heads * FP32
     return table
+
+
+def fused(config: RunConfig, device: str) -> bool:
+    """Whether the kernels of csrc/ serve the operators."""
+    return picks_kernels(config.ops.backend, device)
+
+
+def fused_softmax(config: RunConfig, length: int, device: str) -> bool:
+    """Whether attention is scores, fused softmax and product."""
+    model = config.model
+    return picks_fused_softmax(model.attention, fused(config, device), device, length, model.head_dim)
+
+
+def chunked_loss(config: RunConfig, rows: int, length: int, device: str) -> bool:
+    """Whether the loss is made from a chunk of rows at a time."""
+    size = logits(config, rows, length)
+    return picks_chunked_loss(config.ops.cross_entropy, size, config.parallel.tensor, device)
 
 
 def unfused_attention(config: RunConfig, device: str) -> bool:
@@ -100,9 +124,13 @@ def layer_working(config: RunConfig, rows: int, length: int, device: str) -> int
     model, item, tensor = config.model, ITEM_BYTES[config.precision], config.parallel.tensor
     shard = layer_input(config, rows, length)
     feed_forward = rows * length * model.ffn_size // tensor * item
-    if not unfused_attention(config, device):
+    scores = rows * length * length * model.num_attention_heads // tensor
+    if fused_softmax(config, length, device):
+        scores *= item
+    elif unfused_attention(config, device):
+        scores *= FP32
+    else:
         return shard + feed_forward
-    scores = rows * length * length * model.num_attention_heads // tensor * FP32
     freed = 2 * feed_forward + 2 * shard
     return shard + max(feed_forward, 2 * scores - freed)
 
@@ -111,7 +139,7 @@ def embedding_saved(config: RunConfig, rows: int, length: int, device: str) -> i
     """Bytes that the embeddings keep: the dropout mask, and int64 positions where these begin anew. A lookup of
     tokens keeps their ids, which the step has anyway.
     """
-    mask = dropout_mask(config, rows, length, device) if config.model.hidden_dropout > 0.0 else 0
+    mask = dropout_mask(config, rows, length, device) if config.model.hidden_dropout > 0.0 else 0  # never fused
     return mask + (8 * rows * length // _sequence_ranks(config) if config.data.reset_position_ids else 0)
 
 
@@ -121,21 +149,32 @@ def head_saved(config: RunConfig, rows: int, length: int) -> int:
     return layer_input(config, rows, length) + whole + 2 * FP32 * rows * length
 
 
+def head_output(config: RunConfig, rows: int, length: int, device: str) -> int:
+    """Bytes of what the loss is made of: logits, or hidden states."""
+    if chunked_loss(config, rows, length, device):
+        return rows * length * config.model.hidden_size * ITEM_BYTES[config.precision]
+    return logits(config, rows, length)
+
+
 def logits(config: RunConfig, rows: int, length: int) -> int:
     """Bytes of this rank's columns of the logits."""
     columns = config.model.padded_vocab_size // config.parallel.tensor
     return rows * length * columns * ITEM_BYTES[config.precision]
 
 
-def head_peak(config: RunConfig, rows: int, length: int) -> int:
+def head_peak(config: RunConfig, rows: int, length: int, device: str) -> int:
     """Most bytes that logits, their normalization in fp32 and their gradients take at one time.
 
-    One tensor rank: log_softmax keeps its output; its backward has that, the incoming and the outgoing
-    gradient. Several: the forward has the logits, an fp32 copy where they are not fp32, and the softmax; the
-    backward has the softmax and its gradient.
+    Fused: the logits and their gradient. PyTorch's, one tensor rank: log_softmax keeps its output; its backward has
+    that, the incoming and the outgoing gradient. Several: the forward has the logits, an fp32 copy where they are not
+    fp32, and the softmax; the backward has the softmax and its gradient.
     """
     model, item, tensor = config.model, ITEM_BYTES[config.precision], config.parallel.tensor
+    if chunked_loss(config, rows, length, device):
+        return _chunked_peak(config, rows, length, device)
     tokens, padded = rows * length, model.padded_vocab_size // tensor
+    if fused(config, device):
+        return 2 * tokens * padded * item
     if tensor == 1:
         real = model.vocab_size or padded
         copied = FP32 * real if item != FP32 or real != padded else 0
@@ -145,6 +184,22 @@ def head_peak(config: RunConfig, rows: int, length: int) -> int:
         forward = padded * item + (FP32 * padded if item != FP32 else 0) + FP32 * padded
         backward = 2 * FP32 * padded
     return tokens * max(forward, backward)
+
+
+def _chunked_peak(config: RunConfig, rows: int, length: int, device: str) -> int:
+    """While a chunk's logits become gradients: both, and the gradients of hidden states and table, summed in fp32.
+
+    On one tensor rank that is the forward, after which the gradients are scaled: each is there twice.
+    """
+    model, item = config.model, ITEM_BYTES[config.precision]
+    columns = -(-model.padded_vocab_size // config.parallel.tensor)
+    table, hidden = columns * model.hidden_size, rows * length * model.hidden_size * item
+    chunk = min(rows * length, rows_of_chunk(columns, item, device)) * columns * item
+    product = 0 if item == FP32 else item * table  # of a chunk, and at last the sum in the table's type
+    peak = hidden + FP32 * table + max(2 * chunk, chunk + product)
+    if config.parallel.tensor > 1:
+        return peak
+    return max(peak, 2 * hidden + 2 * item * table)
 
 
 def _sequence_ranks(config: RunConfig) -> int:

@@ -251,11 +251,10 @@ def _activations(config: RunConfig, stage: int, seq_len: int, device: str) -> tu
         saved += layer_input  # the output, kept until its gradient comes back
     saved *= min(stages - stage, micro_batches)  # in flight under 1F1B: arXiv 2104.04473, section 2.2
     if stage == stages - 1:  # a micro-batch goes straight from its forward into its backward
-        head_saved, head = act.head_saved(config, rows, seq_len), act.head_peak(config, rows, seq_len)
-        if (
-            stages > 1
-        ):  # the pipeline engine's two buffers hold their input and logits until they are used again
-            saved += min(2, micro_batches) * (layer_input + act.logits(config, rows, seq_len))
+        head_saved, head = act.head_saved(config, rows, seq_len), act.head_peak(config, rows, seq_len, device)
+        if stages > 1:  # the pipeline engine's two buffers hold input and output until they are used again
+            output = act.head_output(config, rows, seq_len, device)
+            saved += min(2, micro_batches) * (layer_input + output)
     return saved, head_saved, head, working + (whole_layer - per_layer if recompute else 0)
 
 

@@ -13,6 +13,8 @@ from megatron_slw.config.curriculum_rules import warnings
 from megatron_slw.config.schema import RunConfig
 from megatron_slw.data.loader import TrainLoader, ValidLoader
 from megatron_slw.growth.record import GrowthRecord
+from megatron_slw.model.head import operators_of
+from megatron_slw.ops.table import served_by
 from megatron_slw.progress import Progress
 from megatron_slw.slw.adaptive import AdaptivePacing
 from megatron_slw.slw.compile import compile_plan, plan_of
@@ -97,6 +99,7 @@ def _train(job: Job, stop_after: int | None, watch: Watch | None) -> Progress:
         Saver(job.engine, job.checkpoints, output.note) as saver,
     ):
         output.note(_greeting(job, stop_after))
+        output.note(served_by(config.ops.backend, operators_of(config, job.engine.groups)))
         for warning in warnings(config):
             output.note(f"warning: {warning}")
         reached = output.growth_reached()

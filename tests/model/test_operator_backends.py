@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 import types
 from pathlib import Path
@@ -14,11 +15,14 @@ from torch import Tensor
 from megatron_slw.config.errors import ConfigError
 from megatron_slw.config.schema import RunConfig
 from megatron_slw.model.documents import document_attention_bias
-from megatron_slw.model.gpt import GPT, WeightedLoss, operators_of
+from megatron_slw.model.gpt import GPT
+from megatron_slw.model.head import WeightedLoss, operators_of
 from megatron_slw.model.init import initialize_weights
 from megatron_slw.ops import backend
-from megatron_slw.ops.backend import attend, picks_fused_softmax, select_operators
+from megatron_slw.ops.backend import attend, select_operators
+from megatron_slw.ops.choice import picks_fused_softmax
 from megatron_slw.ops.library import has_kernel
+from megatron_slw.ops.table import served_by
 from megatron_slw.parallel.groups import one_process_groups
 from megatron_slw.testing import tiny_config
 
@@ -92,7 +96,7 @@ def test_torch_is_what_pytorch_computes() -> None:
     assert torch.equal(ops.linear_gelu(x, m, b[:8], True), F.gelu(F.linear(x, m, b[:8]), approximate="tanh"))
     assert torch.equal(ops.linear_gelu(x, m, b[:8], False), F.gelu(F.linear(x, m, b[:8])))
     labels = torch.tensor([1, 2, 3, 23])
-    assert torch.equal(ops.cross_entropy(x, labels), F.cross_entropy(x, labels, reduction="none"))
+    assert torch.equal(ops.cross_entropy(x, labels, 24), F.cross_entropy(x, labels, reduction="none"))
 
 
 def test_fused_attention_is_attention() -> None:
@@ -104,13 +108,13 @@ def test_fused_attention_is_attention() -> None:
 
 
 def test_auto_attention_follows_the_measured_table() -> None:
-    plain = select_operators("torch", "cpu")
-    assert not picks_fused_softmax("auto", plain, 8, 64)
-    assert picks_fused_softmax("fused_softmax", plain, 999, 256) and not picks_fused_softmax("sdpa", plain, 8, 64)
-    if has_kernel("layer_norm", "cpu"):
-        fused = select_operators("csrc", "cpu")
-        assert picks_fused_softmax("auto", fused, 16, 64)
-        assert not picks_fused_softmax("auto", fused, 17, 64) and not picks_fused_softmax("auto", fused, 8, 128)
+    def auto(length: int, head_dim: int, kernels: bool = True, device: str = "cpu") -> bool:
+        return picks_fused_softmax("auto", kernels, device, length, head_dim)
+
+    assert auto(16, 64) and not auto(17, 64) and not auto(8, 128)
+    assert not auto(8, 64, kernels=False) and not auto(8, 64, device="cuda")
+    assert picks_fused_softmax("fused_softmax", False, "cpu", 999, 256)
+    assert not picks_fused_softmax("sdpa", True, "cpu", 8, 64)
 
 
 def test_missing_kernels_and_missing_apex_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -123,9 +127,9 @@ def test_missing_kernels_and_missing_apex_are_named(monkeypatch: pytest.MonkeyPa
         select_operators("apex", "cpu")
 
 
-def test_apex_serves_layer_norm_where_it_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A stand-in: apex itself needs a GPU."""
-    calls = []
+def stand_in_for_apex(monkeypatch: pytest.MonkeyPatch) -> list[tuple]:
+    """apex itself needs a GPU. Returns the shapes that its LayerNorm is called with, as they come."""
+    calls: list[tuple] = []
 
     def fused_layer_norm_affine(x: Tensor, weight: Tensor, bias: Tensor, shape: tuple, eps: float) -> Tensor:
         calls.append(shape)
@@ -136,12 +140,45 @@ def test_apex_serves_layer_norm_where_it_is_installed(monkeypatch: pytest.Monkey
     for module in (types.ModuleType("apex"), types.ModuleType("apex.normalization"), fused):
         monkeypatch.setitem(sys.modules, module.__name__, module)
     monkeypatch.setattr(backend, "find_spec", lambda name: object())
+    return calls
+
+
+def test_apex_serves_layer_norm_where_it_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = stand_in_for_apex(monkeypatch)
     ops = select_operators("apex", "cpu")
     x, w = torch.randn(4, 24), torch.ones(24)
     y, total = ops.add_layer_norm(x, x, w, w, 1e-5)
     assert torch.equal(total, x + x) and torch.equal(y, ops.layer_norm(total, w, w, 1e-5)) and len(calls) == 2
+    assert served_by("apex", ops).endswith("LayerNorm by apex (ops.backend is apex)")
+
+
+def test_a_model_runs_on_apex(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On the stand-in every LayerNorm of the model goes through it, and the loss is that of torch."""
+    calls = stand_in_for_apex(monkeypatch)
+    config = config_for(tmp_path, "apex")
+    loss, grads = loss_and_gradients(config, tokens_for(config))
+    assert len(calls) == 2 * config.model.num_layers + 1
+    true, true_grads = loss_and_gradients(config_for(tmp_path, "torch"), tokens_for(config))
+    assert torch.equal(loss, true) and all(torch.equal(a, b) for a, b in zip(grads, true_grads, strict=True))
 
 
 @needs_kernels
 def test_auto_takes_the_kernels(tmp_path: Path) -> None:
     assert operators_of(config_for(tmp_path, "auto"), one_process_groups()).backend == "csrc"
+
+
+@pytest.mark.parametrize(("setting", "found", "text"), [
+    ("torch", "/usr/bin/g++", "plain PyTorch (ops.backend is torch)"),
+    ("auto", "/usr/bin/g++", "plain PyTorch (no kernels are built for cpu, see docs/kernels.md)"),
+    ("auto", None, "plain PyTorch (no g++ was found, see docs/kernels.md)"),
+])  # fmt: skip
+def test_a_run_says_why_the_kernels_do_not_serve(
+    monkeypatch: pytest.MonkeyPatch, setting: str, found: str | None, text: str
+) -> None:
+    monkeypatch.setattr(shutil, "which", lambda name: found)
+    assert served_by(setting, select_operators("torch", "cpu")) == f"operators: {text}"
+
+
+@needs_kernels
+def test_a_run_says_that_the_kernels_serve() -> None:
+    assert served_by("auto", select_operators("auto", "cpu")) == "operators: csrc, fused kernels for cpu"

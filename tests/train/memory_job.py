@@ -16,6 +16,7 @@ from torch.utils._pytree import tree_leaves
 from megatron_slw.config.load import resolve
 from megatron_slw.config.overrides import apply_overrides
 from megatron_slw.data.loader import Blocks
+from megatron_slw.ops.library import OPERATORS
 from megatron_slw.parallel.groups import build_groups
 from megatron_slw.slw.compile import compile_plan
 from megatron_slw.train.engine import Engine
@@ -44,6 +45,12 @@ TREE: dict[str, Any] = {
 }
 
 
+INSIDE = {
+    f"megatron_slw.{name}.default": plain for name, plain in OPERATORS.items() if "linear_cross_entropy" in name
+}
+"""Operators made of others: a dispatch mode sees what they return, and not the logits that they make and drop."""
+
+
 class LiveBytes(TorchDispatchMode):
     """Counts the bytes of all storages that operators make, from their making to their release."""
 
@@ -55,7 +62,12 @@ class LiveBytes(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        out = func(*args, **(kwargs or {}))
+        plain = INSIDE.get(str(func))
+        if plain is None:
+            out = func(*args, **(kwargs or {}))
+        else:
+            with self:
+                out = plain(*args, **(kwargs or {}))
         for leaf in tree_leaves(out):
             if isinstance(leaf, torch.Tensor) and leaf.device.type != "meta":
                 self._add(leaf.untyped_storage())

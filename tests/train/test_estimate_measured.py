@@ -13,6 +13,11 @@ DROPOUT = {"model.hidden_dropout": 0.1, "model.attention_dropout": 0.1}
 TENSOR, PIPELINE = {"parallel.tensor": 2}, {"parallel.pipeline": 2}
 RECOMPUTE = {"training.activation_checkpointing": True}
 MICRO = {"train_micro_batch_size_per_gpu": 2}
+OPERATORS: dict[str, dict[str, Any]] = {
+    "torch": {"ops.backend": "torch"},
+    "default": {},
+    "chunked": {"ops.cross_entropy": "chunked"},
+}
 BF16 = {"bf16.enabled": True, "zero_optimization.stage": 1}
 
 
@@ -20,6 +25,7 @@ BF16 = {"bf16.enabled": True, "zero_optimization.stage": 1}
     ("world_size", "changes"),
     [
         (1, {}),
+        (1, {"model.attention": "fused_softmax"} | DROPOUT),
         (1, DROPOUT),
         (1, MICRO),
         (1, RECOMPUTE),
@@ -33,6 +39,7 @@ BF16 = {"bf16.enabled": True, "zero_optimization.stage": 1}
     ],
     ids=[
         "fp32",
+        "fused-softmax",
         "dropout",
         "accumulation",
         "recompute",
@@ -45,12 +52,12 @@ BF16 = {"bf16.enabled": True, "zero_optimization.stage": 1}
         "zero3",
     ],
 )
+@pytest.mark.parametrize("ops", OPERATORS)
 def test_the_estimate_is_within_15_percent_of_the_measured_peak(
-    pool: WorkerPool, world_size: int, changes: dict[str, Any]
+    pool: WorkerPool, world_size: int, changes: dict[str, Any], ops: str
 ) -> None:
-    """On PyTorch's operators; the fused ones keep less."""
-    changes = changes | {"ops.backend": "torch"}
-    for measured, estimated in pool.run(memory_job.measured_and_estimated, world_size, (changes,)):
+    """On PyTorch's operators, on the fused ones, and with the loss in chunks."""
+    for measured, estimated in pool.run(memory_job.measured_and_estimated, world_size, (changes | OPERATORS[ops],)):
         assert estimated == pytest.approx(measured, rel=0.15)
 
 

@@ -73,14 +73,15 @@ def test_a_run_with_rehearsal_is_bit_equal_to_one_without(pool: WorkerPool, fold
         assert any(not np.array_equal(before[key], after[key]) for key in before), "nothing was trained"
 
 
+@pytest.mark.parametrize("backend", ["torch", "auto"])
 @pytest.mark.parametrize("layout", ["one", "zero3", "pp2-dp2-zero1-bf16", "tp2-zero1-bf16-recomputed"])
-def test_no_step_needs_more_memory_than_the_rehearsal(pool: WorkerPool, folder: Path, layout: str) -> None:
+def test_no_step_needs_more_memory_than_the_rehearsal(
+    pool: WorkerPool, folder: Path, layout: str, backend: str
+) -> None:
     small_bucket = {"reduce_bucket_size": 10_000}  # beside DeepSpeed's usual one all activations are nothing
     quick = {"curriculum__max_step": [1, 2, 3, 4], "training__train_steps": 6}
-    # On PyTorch's operators: where the fused softmax computes attention up to length 16, such steps keep their scores,
-    # 4 % more in this model.
     config = tiny_config(folder, **LAYOUTS[layout], **quick, train_batch_size=16, micro_batch_size=4)
-    config = config.model_copy(update={"ops": OpsConfig(backend="torch")})
+    config = config.model_copy(update={"ops": OpsConfig(backend=backend)})
     zero = config.deepspeed.get("zero_optimization", {}) | small_bucket
     config = config.model_copy(update={"deepspeed": config.deepspeed | {"zero_optimization": zero}})
     for first, rehearsed, most in pool.run(rehearsal_jobs.peaks, config.world_size, (config,)):
