@@ -6,9 +6,9 @@ DeepSpeed nothing but names. Where the real packages are installed they are used
 
 from __future__ import annotations
 
-import importlib
 import sys
 import types
+from importlib.util import find_spec
 from typing import Any
 
 PACKAGES = {
@@ -42,15 +42,14 @@ def stand_in() -> list[str]:
     """Put stand-ins in place of the packages that are not installed; return their names."""
     missing = []
     for package, modules in PACKAGES.items():
-        try:
-            importlib.import_module(package)
-        except ImportError:
-            missing.append(package)
-            for name in modules:
-                module = types.ModuleType(name)
-                module.__getattr__ = lambda attribute: _value_of(attribute)  # type: ignore[method-assign]
-                module.__path__ = []
-                sys.modules[name] = module
+        if find_spec(package) is not None:
+            continue
+        missing.append(package)
+        for name in modules:
+            module = types.ModuleType(name)
+            module.__getattr__ = lambda attribute: _value_of(attribute)  # type: ignore[method-assign]
+            module.__path__ = []
+            sys.modules[name] = module
     return missing
 
 
