@@ -245,7 +245,7 @@ class CheckpointConfig(Section):
     asynchronous: Switch = False
     """Copy the state to host memory and write it from there while training goes on."""
     on_error: Literal["stop", "continue"] = "stop"
-    """What a save, or a line of metrics.jsonl, that cannot be written does to the run."""
+    """What a save that cannot be written does to the run; the last save always ends it."""
 
 
 class WandbConfig(Section):

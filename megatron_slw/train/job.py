@@ -74,7 +74,7 @@ def main(config_path: str, overrides: list[str], stop_after: int | None = None, 
         if str(error):
             print(error, file=sys.stderr, flush=True)  # one of those that are left says it
         return 1
-    except OutOfMemory as error:
+    except (OutOfMemory, OSError) as error:
         print(error, file=sys.stderr, flush=True)  # from this rank: the others' memory may suffice
         return 1
     finally:

@@ -13,6 +13,7 @@ import pytest
 from megatron_slw.checkpoint.format import complete_checkpoints
 from megatron_slw.checkpoint.load import Checkpoint
 from megatron_slw.testing import WorkerPool, tiny_config, write_tiny_dataset
+from megatron_slw.train import job
 from tests.faults import refusing_jobs
 
 MODES = pytest.mark.parametrize("later", [False, True], ids=["now", "later"])
@@ -88,3 +89,17 @@ def test_a_directory_that_vanishes(pool: WorkerPool, folder: Path, later: bool) 
 
 def errno_text(code: int) -> str:
     return {errno.EIO: "Input/output error", errno.EROFS: "Read-only file system"}[code]
+
+
+@pytest.mark.fault(5)
+def test_an_error_of_another_file_is_one_sentence(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """metrics.jsonl or config.json: status 1 and no traceback."""
+
+    def refuse(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", "run/metrics.jsonl")
+
+    monkeypatch.setattr(job, "load_config", refuse)
+    assert job.main("x.json", []) == 1
+    assert capsys.readouterr().err == "[Errno 28] No space left on device: 'run/metrics.jsonl'\n"
