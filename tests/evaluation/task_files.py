@@ -18,13 +18,13 @@ def sentence(generator: np.random.Generator, words: int) -> str:
     return " ".join(generator.choice(WORDS, words))
 
 
-def write_task_files(folder: Path) -> Path:
-    """Write lambada.jsonl, wikitext.txt and text.jsonl into `folder`; the prefix of the dataset.
+def write_task_files(folder: Path, texts: list[str] | None = None) -> Path:
+    """Write lambada.jsonl, wikitext.txt and text.jsonl (of `texts`) into `folder`; the prefix of the dataset.
 
     The dataset has 280 ids, its tokenizer lies beside it.
     """
     generator = np.random.default_rng(11)
-    texts = [sentence(generator, int(count)) for count in generator.integers(5, 60, 60)]
+    texts = texts or [sentence(generator, int(count)) for count in generator.integers(5, 60, 60)]
     (folder / "text.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
     pairs = [{"context": sentence(generator, int(n)), "continuation": "lantern"} for n in generator.integers(3, 20, 9)]
     (folder / "lambada.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
