@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import functools
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from megatron_slw.config.errors import ConfigError
 
@@ -27,3 +28,15 @@ def load_function(path: str, setting: str) -> Callable[..., object]:
     if not callable(function):
         raise ConfigError(f"{setting} {path} is no function.")
     return function
+
+
+def import_paths(tree: Any, path: str = "") -> dict[str, str]:
+    """The settings of a configuration's JSON `tree` whose values are import paths, by their dotted names."""
+    found: dict[str, str] = {}
+    for name, value in tree.items():
+        here = f"{path}.{name}" if path else name
+        if isinstance(value, Mapping):
+            found |= import_paths(value, here)
+        elif isinstance(value, str) and here.endswith((".schedule_config.function", ".logging.callback")):
+            found[here] = value
+    return found

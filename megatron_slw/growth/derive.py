@@ -9,7 +9,8 @@ from typing import Any, Literal
 
 from megatron_slw.checkpoint.load import Checkpoint
 from megatron_slw.checkpoint.state import TrainingState
-from megatron_slw.config.errors import ConfigError
+from megatron_slw.config.errors import ConfigError, show
+from megatron_slw.config.import_path import import_paths
 from megatron_slw.config.load import resolve
 from megatron_slw.config.overrides import OUR_KEY, apply_overrides
 from megatron_slw.config.schema import ModelConfig, RunConfig
@@ -99,6 +100,7 @@ def derive(
     target = stages[-1].model
     tree = _target_tree(checkpoint, target, save, options)
     tree, paths = apply_overrides(tree, overrides)
+    _check_imports(checkpoint, tree, paths)
     config = _resolved(tree, checkpoint.config.world_size, target)
     restarts = _must_restart(checkpoint, config)
     if restarts:
@@ -127,6 +129,16 @@ def derive(
     if restarts:  # what was measured on the other clock
         state = replace(state, stability=Stability(), pacing=None, skipped=Skipped())
     return GrownRun(config, tree, progress, plan, record, state, own)
+
+
+def _check_imports(checkpoint: Checkpoint, tree: dict[str, Any], given: Sequence[str]) -> None:
+    """A checkpoint must not choose code that runs: what it names is said again by the user, or taken away."""
+    for path, value in import_paths(tree).items():
+        if path not in given:
+            raise ConfigError(
+                f"{checkpoint} its {path} is {show(value)}, the import path of code that runs. Give --{path}={value} "
+                f"where you trust it, --{path}=null where not."
+            )
 
 
 def run_directory(save: Path) -> Path:

@@ -16,7 +16,9 @@ import torch
 from megatron_slw.checkpoint.format import latest_checkpoint, step_folder
 from megatron_slw.checkpoint.load import Checkpoint
 from megatron_slw.config.errors import ConfigError
+from megatron_slw.config.import_path import import_paths
 from megatron_slw.config.load import with_train_samples
+from megatron_slw.config.write import to_tree
 from megatron_slw.data.blend import open_samples
 from megatron_slw.growth import display, flags, grow
 from megatron_slw.growth.planner.points import Reader
@@ -177,7 +179,8 @@ def _grow(small: Stage, large: Stage, workers: int, say: Callable[[str], None]) 
 def _planned(load: Path, large: Stage, step: int) -> grow.Growth:
     save = step_folder(large.directory / "checkpoints", step)
     own = [item for item in large.overrides if not item.startswith(("--logging.directory=", "--checkpoint.directory="))]
-    argv = [f"--load={load}", f"--save={save}", *large.grow, *own]
+    trusted = [f"--{name}={value}" for name, value in import_paths(to_tree(large.config)).items()]
+    argv = [f"--load={load}", f"--save={save}", *large.grow, *trusted, *own]
     return flags.plan(parse_growth(argv, "grow"))
 
 
