@@ -15,6 +15,7 @@ from pathlib import Path
 from megatron_slw.data.corpus import Position
 from megatron_slw.data.writer import Committed, sync_folder
 
+_LARGEST = 16 << 20
 _VERSION = 1
 
 
@@ -74,7 +75,8 @@ def load_state(path: Path, run: Mapping[str, str]) -> tuple[RunState | None, str
         The state; or None and the reason, which is empty where there is no state at all.
     """
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        with path.open("rb") as file:
+            data = json.loads(file.read(_LARGEST))
         if data["version"] != _VERSION:
             return None, "another version wrote what is there"
         found, state = data["run"], data["state"]
@@ -84,5 +86,5 @@ def load_state(path: Path, run: Mapping[str, str]) -> tuple[RunState | None, str
         return RunState(datasets, Position(**state.pop("position")), **state), ""
     except FileNotFoundError:
         return None, ""
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None, f"{path} cannot be read"

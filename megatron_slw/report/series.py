@@ -247,10 +247,10 @@ def _read_scores(folder: Path) -> dict[str, float]:
     found: dict[str, float] = {}
     for path in sorted(folder.glob("*.json")):
         try:
-            content = read_json(path)
+            scores = _scores(read_json(path))
         except ConfigError as error:
             raise ConfigError(f"{path}: {error} Make it again, or take it out.") from None
-        found |= {f"{path.stem} {name}": value for name, value in _scores(content).items()}
+        found |= {f"{path.stem} {name}": value for name, value in scores.items()}
     if len(found) > _MAX_SCORES:
         raise ConfigError(f"{folder} has {len(found)} scores, at most {_MAX_SCORES} are shown: take files out")
     return found

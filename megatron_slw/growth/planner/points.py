@@ -75,7 +75,7 @@ class Reader:
                 self._shift = int(record.get("lr_shift_tokens", 0))
             loss, rate, flops = _number(record["loss"]), _number(record["lr"]), _number(record.get("flops"))
             _append(self._steps, int(record["step"]), tokens, int(record["seq_len"]), loss, rate, flops)
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise ConfigError(f"is no metrics record: {error}") from None
 
     def points(self, left_out: float = SHARE_LEFT_OUT) -> Points:
