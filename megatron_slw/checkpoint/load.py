@@ -17,7 +17,7 @@ from torch import Tensor
 
 from megatron_slw.checkpoint import format as layout
 from megatron_slw.checkpoint.state import TrainingState
-from megatron_slw.config.errors import ConfigError
+from megatron_slw.config.errors import ConfigError, reason
 from megatron_slw.parallel.sharding import Shard
 from megatron_slw.progress import whole_number
 
@@ -110,7 +110,7 @@ class Checkpoint:
                     return file.get_tensor(key)
                 return piece[(slice(None),) * dim + (slice(start, stop),)]
         except (SafetensorError, OSError) as error:
-            raise ConfigError(f"{self} {block.file} cannot be read: {error}.") from None
+            raise ConfigError(f"{self} {block.file} cannot be read: {reason(error)}.") from None
 
     def _read_index(self) -> dict[str, list[Block]]:
         names = sorted(name for name in self.records if name.startswith("index-"))

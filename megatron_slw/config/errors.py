@@ -27,6 +27,12 @@ def show(value: Any) -> str:
     return text if len(text) <= _SHOWN else text[:_SHOWN] + "..."
 
 
+def reason(error: object, limit: int = 200) -> str:
+    """What a library says of a file, on one line of printable characters: it may quote what a stranger wrote there."""
+    words = " ".join(str(error).split())[:limit]
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in words)
+
+
 def listing(names: Iterable[object], last: str = "or") -> str:
     """`a, b or c`."""
     words = [str(name) for name in names]

@@ -145,6 +145,9 @@ def _tokenizer_info(data: object, path: Path) -> TokenizerInfo | None:
         return None
     if not isinstance(data, dict) or set(data) != set(TokenizerInfo.__dataclass_fields__):
         raise ConfigError(f"{path}: tokenizer is {show(data)}, not its five fields. {AGAIN}")
+    for word in _text(data, "name", path).split(" "):  # GPT-2's has two files
+        if not _is_plain(word):
+            raise ConfigError(f"{path}: tokenizer.name {show(data['name'])} is not the name of a file. {AGAIN}")
     return TokenizerInfo(
         type=_text(data, "type", path),
         name=_text(data, "name", path),
@@ -152,6 +155,11 @@ def _tokenizer_info(data: object, path: Path) -> TokenizerInfo | None:
         vocab_size=_whole(data, "vocab_size", path),
         eod_id=None if data["eod_id"] is None else _whole(data, "eod_id", path),
     )
+
+
+def _is_plain(name: str) -> bool:
+    """Whether it names a file in a folder and nothing outside of it."""
+    return name not in (".", "..") and "/" not in name and "\\" not in name and name.isprintable()
 
 
 def _whole(data: Mapping[str, object], field: str, path: Path) -> int:

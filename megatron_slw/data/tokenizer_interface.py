@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from megatron_slw.config.errors import ConfigError
+from megatron_slw.config.errors import ConfigError, reason
 from megatron_slw.data.layout import dtype_for
 from megatron_slw.data.sidecar import TokenizerInfo
 
@@ -121,11 +121,15 @@ def require_file(path: Path, flag: str) -> None:
 
 
 def parsed(path: Path, load: Callable[[], Any]) -> Any:
-    """What `load` gives; the libraries raise bare Exception and others for a file they cannot read."""
+    """What `load` gives; the libraries raise bare Exception and others for a file they cannot read.
+
+    A panic in Rust code arrives as a BaseException whose class cannot be imported.
+    """
     try:
         return load()
     except ConfigError:
         raise
-    except Exception as error:
-        reason = " ".join(str(error).split())[:200]
-        raise ConfigError(f"{path} is not a file of this tokenizer type ({reason}).") from None
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        raise ConfigError(f"{path} is not a file of this tokenizer type ({reason(error)}).") from None

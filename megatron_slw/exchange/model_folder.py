@@ -10,7 +10,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from megatron_slw.config.errors import ConfigError, listing, show
+from megatron_slw.config.errors import ConfigError, listing, reason, show
 from megatron_slw.config.json_file import read_json
 
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
@@ -56,7 +56,7 @@ class ModelFolder:
             with safe_open(self.path / file, framework="pt") as opened:
                 return opened.get_tensor(name)
         except (SafetensorError, OSError) as error:
-            raise ConfigError(f"{self.path / file} cannot be read: {error}.") from None
+            raise ConfigError(f"{self.path / file} cannot be read: {reason(error)}.") from None
 
     def _entries(self) -> dict[str, Entry]:
         if (self.path / WEIGHTS).is_file():
@@ -100,8 +100,8 @@ class ModelFolder:
                     found[key] = Entry(name, piece.get_dtype(), tuple(piece.get_shape()))
         except (SafetensorError, OSError) as error:
             raise ConfigError(
-                f"{path} is not a whole safetensors file ({error}). Copy it again; a few hundred bytes are the pointer "
-                "that git-lfs leaves in its place."
+                f"{path} is not a whole safetensors file ({reason(error)}). Copy it again; a few hundred bytes are the "
+                "pointer that git-lfs leaves in its place."
             ) from None
         for key, entry in found.items():
             if entry.dtype not in DTYPES:

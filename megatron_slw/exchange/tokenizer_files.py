@@ -53,6 +53,8 @@ def tokenizer_files(prefix: str, folder: str | None, length: int) -> tuple[Files
 def copied_files(folder: str) -> tuple[Files, int, int | None]:
     """The tokenizer's files of a Hugging Face folder as they are; the rest as in `tokenizer_files`."""
     found = {name: Path(folder) / name for name in COPIED if (Path(folder) / name).is_file()}
+    for path in found.values():
+        _check_inside(path)
     if MAIN in found:
         library = hugging_face_library(found[MAIN])
     elif VOCAB in found and MERGES in found:
@@ -65,6 +67,13 @@ def copied_files(folder: str) -> tuple[Files, int, int | None]:
         files[name] = path.read_bytes()
     ids: dict[str, int] = library.get_vocab(with_added_tokens=True)
     return files, max(ids.values(), default=-1) + 1, _end_id(ids, found.get(SETTINGS))
+
+
+def _check_inside(path: Path) -> None:
+    """A copy must not take along what lies elsewhere; in Hugging Face's cache the files are links to `../../blobs`."""
+    where, folder = path.resolve(), path.parent.resolve()
+    if where.parent not in (folder, folder.parent.parent / "blobs"):
+        raise ConfigError(f"{path} is a link to {where}, outside of its folder. Put the file itself there.")
 
 
 def check_dataset(prefix: str, folder: Path) -> None:

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from megatron_slw.checkpoint import format as layout
-from megatron_slw.config.errors import ConfigError, show
+from megatron_slw.config.errors import ConfigError, reason, show
 from megatron_slw.config.schema import ModelConfig
 from megatron_slw.exchange import gpt2
 from megatron_slw.growth.operators import names
@@ -78,8 +78,8 @@ def read_file(path: Path) -> Any:
     try:
         return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # of many kinds, by what is wrong in the file
-        reason = " ".join(str(error).split())[:120]
-        raise ConfigError(f"{path} is damaged, or holds more than tensors and numbers ({reason}).") from None
+        why = reason(error, 120)
+        raise ConfigError(f"{path} is damaged, or holds more than tensors and numbers ({why}).") from None
 
 
 def read_tensor(path: Path, shape: tuple[int, ...]) -> Tensor:
