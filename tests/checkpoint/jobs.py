@@ -68,6 +68,7 @@ def run(config: RunConfig, until: int, save_at: tuple[int, ...] = ()) -> dict[st
         "state": state_of(job),
         "restored": restored,
         "start": job.start,
+        "dp_rank": groups.dp_rank,
     }
 
 
@@ -122,3 +123,15 @@ def read_logical(path: Path) -> State:
     return {key: checkpoint.tensor(key).numpy() for key in checkpoint.blocks}
 
 
+def unlike(saved: State, restored: State) -> list[str]:
+    """Keys of a rank's restored tensors that are not, bit for bit, its part of the logical ones in a checkpoint."""
+    found = []
+    for key, value in restored.items():
+        kind, name, start = key.split("/")
+        logical = saved[f"{kind}/{name}"]
+        dim = next((d for d, (a, b) in enumerate(zip(logical.shape, value.shape, strict=True)) if a != b), None)
+        if dim is not None:
+            logical = np.take(logical, range(int(start), int(start) + value.shape[dim]), dim)
+        if not np.array_equal(logical, value):
+            found.append(key)
+    return found
