@@ -21,11 +21,13 @@ from megatron_slw.config.load import load_config
 from megatron_slw.data.indexed import IndexedDataset
 from megatron_slw.data.resume import load_state
 from megatron_slw.data.tokenizer import TokenizerSpec, load_tokenizer
+from megatron_slw.evaluation.lambada import read_examples
 from megatron_slw.evaluation.prompts import read_prompts
 from megatron_slw.evaluation.text import read_documents
 from megatron_slw.exchange import universal
 from megatron_slw.exchange.model_folder import ModelFolder
 from megatron_slw.exchange.tokenizer_files import copied_files
+from megatron_slw.growth.planner.calibration import read_calibration
 from megatron_slw.growth.planner.inputs import measured_stage
 from megatron_slw.report.series import read_run
 from megatron_slw.testing import tiny_config, write_random_checkpoint
@@ -102,6 +104,8 @@ DOORS: dict[str, tuple[str, Callable[[Path], object]]] = {
     "growth plan's model": ("planned/config.json", lambda path: measured_stage(str(path.parent))),
     "prompts": ("prompts.jsonl", lambda path: read_prompts(str(path))),
     "evaluation text": ("text.jsonl", lambda path: list(read_documents(path))),
+    "LAMBADA": ("lambada.jsonl", lambda path: list(read_examples(path))),
+    "calibration": ("calibration.json", read_calibration),
 }
 """Name: the file, and what reads it."""
 ANY_BYTES = ("dataset tokens", "merges.txt")
@@ -174,7 +178,7 @@ def main() -> int:
         path = folder / file
         before = path.read_bytes() if path.exists() else None
         for bomb, place in BOMBS.items():
-            if bomb == "3 GB of nothing" and name in ("evaluation text", "Hugging Face weights"):
+            if bomb == "3 GB of nothing" and name in ("evaluation text", "LAMBADA", "Hugging Face weights"):
                 continue  # a document takes the memory of its length; weights are mapped, which is no memory
             place(path)
             print(f"at {name}: {bomb}", flush=True)

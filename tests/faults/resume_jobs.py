@@ -10,7 +10,8 @@ import numpy as np
 import torch
 
 from megatron_slw.checkpoint import format as layout
-from megatron_slw.checkpoint import save
+from megatron_slw.checkpoint.rank_files import RankFiles
+from megatron_slw.checkpoint.saver import Saver
 from megatron_slw.config.schema import RunConfig
 from megatron_slw.parallel.groups import build_groups
 from megatron_slw.train import loop, output
@@ -107,7 +108,7 @@ def _operations(
 
         return call
 
-    step, saver = job.engine.train_step, loop.save_checkpoint
+    step, saves = job.engine.train_step, Saver.save
 
     def train_step(blocks: Any, *rest: Any) -> Any:
         tick()
@@ -116,21 +117,22 @@ def _operations(
         tick()
         return result
 
-    def save_checkpoint(engine: Any, directory: Any, state: Any, keep_last: int) -> Any:
+    def save(saver: Saver, state: Any, last: bool = False) -> None:
         holds[state.progress.step] = len(trained)
-        return saver(engine, directory, state, keep_last)
+        saves(saver, state, last)
 
     places: list[tuple[Any, str]] = [
-        (layout, "write_json"), (layout, "sync"), (layout, "write_manifest"), (layout, "rename_complete"),
-        (layout, "delete"), (save, "save_file"), (output.Output, "step"), (output.Output, "evaluation"),
+        (layout, "make_empty"), (layout, "write_json"), (layout, "sync"), (layout, "write_manifest"),
+        (layout, "rename_complete"), (layout, "delete"), (RankFiles, "finish"),
+        (output.Output, "step"), (output.Output, "evaluation"),
     ]  # fmt: skip
     kept = [getattr(owner, name) for owner, name in places]
-    job.engine.train_step, loop.save_checkpoint = train_step, save_checkpoint  # type: ignore[method-assign]
+    job.engine.train_step, Saver.save = train_step, save  # type: ignore[method-assign]
     for (owner, name), function in zip(places, kept, strict=True):
         setattr(owner, name, ticking(function))
     try:
         yield lambda: done
     finally:
-        job.engine.train_step, loop.save_checkpoint = step, saver  # type: ignore[method-assign]
+        job.engine.train_step, Saver.save = step, saves  # type: ignore[method-assign]
         for (owner, name), function in zip(places, kept, strict=True):
             setattr(owner, name, function)
