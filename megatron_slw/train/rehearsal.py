@@ -19,6 +19,7 @@ from megatron_slw.config.schema import RunConfig
 from megatron_slw.data.loader import TrainLoader
 from megatron_slw.slw.batching import MicroBatching, micro_batching
 from megatron_slw.slw.plan import BatchStep, Plan
+from megatron_slw.train import activations as act
 from megatron_slw.train.engine import Engine
 from megatron_slw.train.engine_state import read_scaler, write_scaler, zero_optimizer_state
 
@@ -38,7 +39,7 @@ def rehearse(engine: Engine, plan: Plan, data: TrainLoader, first: int) -> None:
     Raises:
         OutOfMemory: on a rank whose memory does not suffice.
     """
-    steps = largest_steps(engine.config, plan, first)
+    steps = largest_steps(engine.config, plan, first, engine.groups.device.type)
     if not steps:
         return
     groups = engine.groups
@@ -57,12 +58,14 @@ def rehearse(engine: Engine, plan: Plan, data: TrainLoader, first: int) -> None:
         setattr(engine.ds, name, value)
 
 
-def largest_steps(config: RunConfig, plan: Plan, first: int) -> list[BatchStep]:
+def largest_steps(config: RunConfig, plan: Plan, first: int, device: str = "cpu") -> list[BatchStep]:
     """One step of each shape, from step `first` of the plan on, that may need more memory than all others.
 
     These are the micro-batch of most tokens, the greatest length (attention's scores grow with its square), and under
-    pipelining the most tokens in flight on the first stage; of equals the one of most micro-batches, which keeps sums
-    of gradients. Mostly they are one. The shape of step `first` is left out: it comes next anyway. Rows packed from
+    pipelining the most tokens in flight on the first stage. Since other operators may run at other sizes on `device`
+    (the fused softmax at short lengths, the loss in chunks), also the one whose layers keep the most by the estimate,
+    and the one whose logits take the most. Of equals it is the one of most micro-batches, which keeps sums of
+    gradients. Mostly they are one. The shape of step `first` is left out: it comes next anyway. Rows packed from
     pieces of samples are the first of their shape, so they are taken.
     """
     if first >= plan.total_steps:
@@ -86,10 +89,18 @@ def largest_steps(config: RunConfig, plan: Plan, first: int) -> list[BatchStep]:
     def in_flight(step: BatchStep) -> int:
         return tokens(step) * min(config.parallel.pipeline, parts(step))
 
+    def kept(step: BatchStep) -> int:
+        return sum(act.layer_table(config, shape(step)[1].rows, step.seq_len, device).values())
+
+    def head(step: BatchStep) -> int:
+        return act.head_peak(config, shape(step)[1].rows, step.seq_len, device)
+
     largest = (
         max(steps, key=lambda step: (tokens(step), step.seq_len, parts(step))),
         max(steps, key=lambda step: (step.seq_len, tokens(step), parts(step))),
         max(steps, key=lambda step: (in_flight(step), step.seq_len, parts(step))),
+        max(steps, key=lambda step: (kept(step), step.seq_len, parts(step))),
+        max(steps, key=lambda step: (head(step), step.seq_len, parts(step))),
     )
     by_shape = {shape(step): step for step in largest}
     by_shape.pop(shape(steps[0]), None)

@@ -44,6 +44,7 @@ LAYOUTS: dict[str, dict[str, Any]] = {
         "world_size": 2, "zero_stage": 1, "optimizer": {"type": "Adam", "lr": 1e-2, "weight_decay": 0.1},
     },
 }  # fmt: skip
+TORCH = {"backend": "torch"}
 FP16 = {"fp16": {"enabled": True, "initial_scale_power": 16, "loss_scale_window": 2, "hysteresis": 2}}
 DROPOUT = {"model__hidden_dropout": 0.1, "model__attention_dropout": 0.1}
 
@@ -64,8 +65,9 @@ def test_a_run_with_rehearsal_is_bit_equal_to_one_without(pool: WorkerPool, fold
         train = rehearsal_jobs.train_fp16
     results = [pool.run(train, config.world_size, (config, 4, rehearsed)) for rehearsed in (True, False)]
     for (calls, before, after), (plain_calls, plain_before, plain_after) in zip(*results, strict=True):
-        assert calls[0] == (9, 32, 0.0, 0.0, 0.0), "the longest step did not come first, without weight or rate"
-        assert calls[1:] == plain_calls and len(plain_calls) == 4, "losses differ"
+        assert (9, 32, 0.0, 0.0, 0.0) in calls[:-4], "the longest step did not come first"
+        assert all(call[2:] == (0.0, 0.0, 0.0) for call in calls[:-4]), "a rehearsed step had a weight or a rate"
+        assert calls[-4:] == plain_calls and len(plain_calls) == 4, "losses differ"
         for ours, plain in ((before, plain_before), (after, plain_after)):
             assert ours.keys() == plain.keys(), "not the same state"
             differing = [key for key in plain if not np.array_equal(ours[key], plain[key])]
@@ -86,7 +88,7 @@ def test_no_step_needs_more_memory_than_the_rehearsal(
     config = config.model_copy(update={"deepspeed": config.deepspeed | {"zero_optimization": zero}})
     for first, rehearsed, most in pool.run(rehearsal_jobs.peaks, config.world_size, (config,)):
         assert most <= 1.002 * rehearsed, f"{most} bytes in a step, {rehearsed} in the rehearsal"
-        assert first < 0.95 * rehearsed, "the first step was as large: the case tests nothing"
+        assert first < 0.99 * rehearsed, "the first step was as large: the case tests nothing"
 
 
 def test_a_resume_rehearses_what_is_left(pool: WorkerPool, folder: Path) -> None:
@@ -99,11 +101,11 @@ def test_a_resume_rehearses_what_is_left(pool: WorkerPool, folder: Path) -> None
 
 def test_the_largest_micro_batch_and_the_greatest_length() -> None:
     """While sequences are short micro-batches are merged, so the longest is not always the largest."""
-    config = tiny_config("unused")
+    config = tiny_config("unused", ops=TORCH)
     at = {step.step: step.seq_len for step in largest_steps(config, compile_plan(config), 0)}
     assert at == {9: 32}
     # 2 rows of 32 tokens fit the budget of 100, and 8 of 12, which are more
-    merged = tiny_config("unused", training__micro_batch_tokens=100)
+    merged = tiny_config("unused", training__micro_batch_tokens=100, ops=TORCH)
     plan = Plan((Run(0, 8, 8), Run(3, 12, 8), Run(5, 32, 8)), 9, 32)
     assert micro_batching(merged, 12).rows * 12 > micro_batching(merged, 32).rows * 32
     assert [(step.step, step.seq_len) for step in largest_steps(merged, plan, 0)] == [(3, 12), (5, 32)]
@@ -111,6 +113,19 @@ def test_the_largest_micro_batch_and_the_greatest_length() -> None:
     assert [(step.step, step.seq_len) for step in largest_steps(merged, plan, 4)] == [(5, 32)]
     assert largest_steps(merged, plan, 6) == [], "the first step is the largest"
     assert largest_steps(merged, plan, 9) == [], "nothing is left to train"
+
+
+def test_where_other_operators_run_at_other_sizes_the_step_that_keeps_most_is_rehearsed_too() -> None:
+    """The fused softmax keeps its scores; with the vocabulary cut, logits up to 1 GiB are held whole, more are not."""
+    fused = tiny_config("unused", train_batch_size=16, micro_batch_size=4, ops={"backend": "csrc"})
+    at = [(step.step, step.seq_len) for step in largest_steps(fused, compile_plan(fused), 0)]
+    assert sorted(at) == [(2, 16), (9, 32)], at
+    plan = Plan((Run(0, 8, 8), Run(3, 16, 8), Run(5, 32, 8)), 9, 32)
+    huge = tiny_config(
+        "unused", world_size=2, parallel=TP2, train_batch_size=8, micro_batch_size=8, ops=TORCH,
+        training__micro_batch_tokens=1, model__vocab_size=3_000_000,
+    )  # fmt: skip
+    assert [(step.step, step.seq_len) for step in largest_steps(huge, plan, 0)] == [(5, 32), (3, 16)]
 
 
 ADAPTIVE = {
@@ -123,7 +138,7 @@ BATCH_WARMUP = {
 
 
 def test_a_loss_adaptive_schedule_rehearses_a_length_that_is_not_in_its_plan_yet(folder: Path) -> None:
-    config = tiny_config(folder, curriculum=None)
+    config = tiny_config(folder, curriculum=None, ops=TORCH)
     config = config.model_copy(update={"curriculum": CurriculumConfig(**ADAPTIVE)})
     plan = compile_plan(config)
     assert {run.seq_len for run in plan.runs} == {8}, "the plan knows its future"
@@ -145,8 +160,8 @@ def test_a_batch_warmup_rehearses_a_step_that_sums_gradients() -> None:
 def test_every_mode_is_rehearsed_without_a_trace(pool: WorkerPool, folder: Path, mode: str) -> None:
     config = tiny_config(folder, curriculum__mode=mode)
     results = [pool.run(rehearsal_jobs.train, 1, (config, 3, rehearsed))[0] for rehearsed in (True, False)]
-    assert results[0][0][0] == (9, 32, 0.0, 0.0, 0.0)
-    assert results[0][0][1:] == results[1][0], "losses differ"
+    assert (9, 32, 0.0, 0.0, 0.0) in results[0][0][:-3]
+    assert results[0][0][-3:] == results[1][0], "losses differ"
 
 
 def test_no_other_step_has_a_larger_shape() -> None:
@@ -235,10 +250,10 @@ def test_a_later_step_that_does_not_fit_is_explained_too(
 ) -> None:
     train_step = Engine.train_step
 
-    def limited(engine: Engine, blocks: Any, step: Any, learning_rate: float) -> Any:
+    def limited(engine: Engine, blocks: Any, step: Any, learning_rate: float, *rest: Any) -> Any:
         if step.step == 3:
             raise torch.OutOfMemoryError(CUDA_TEXT)
-        return train_step(engine, blocks, step, learning_rate)
+        return train_step(engine, blocks, step, learning_rate, *rest)
 
     monkeypatch.setattr(Engine, "train_step", limited)
     with single_process():
