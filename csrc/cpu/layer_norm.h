@@ -34,7 +34,8 @@ inline void layer_norm_step(
   const T* residual = Add ? static_cast<const T*>(a.residual) + at : nullptr;
   T* total = Add ? static_cast<T*>(a.total) + at : nullptr;
   const S *weight = static_cast<const S*>(a.weight), *bias = static_cast<const S*>(a.bias);
-  along<S>(columns, [&](int64_t j, int64_t n) {
+  Reg<S> own[Rows] = {};  // in registers: through the pointer they would be stored each time
+  along<S>(columns, [&](int64_t j, int64_t n) __attribute__((always_inline)) {
     if (before.x) {
       const Reg<S> w = load_up_to(weight + j, n, S(0)), b = load_up_to(bias + j, n, S(0));
       for (int r = 0; r < Rows; ++r) {
@@ -54,9 +55,10 @@ inline void layer_norm_step(
         store_up_to<false>(kept + i, n, value);
         if constexpr (sizeof(T) < sizeof(S)) value = load_up_to(kept + i, n, S(0));  // as it was rounded
       }
-      sums[r] += value;
+      own[r] += value;
     }
   });
+  for (int r = 0; r < Rows; ++r) sums[r] = own[r];
 }
 
 // The mean and the reciprocal standard deviation of the rows that were summed.
@@ -70,7 +72,7 @@ inline void layer_norm_moments(
     means[r] = sum_of<S>(sums[r]) / a.columns;
     out.means[r] = splat<S>(means[r]);
   }
-  along<S>(a.columns, [&](int64_t j, int64_t n) {
+  along<S>(a.columns, [&](int64_t j, int64_t n) __attribute__((always_inline)) {
     for (int r = 0; r < Rows; ++r) {
       const Reg<S> centred = load_up_to(x + r * a.columns + j, n, means[r]) - out.means[r];
       squares[r] += centred * centred;
@@ -148,7 +150,7 @@ inline void layer_norm_backward_step(
     shift[r] = before.plain[r] * old_rstd[r];
     slope[r] = before.with[r] * old_rstd[r] * old_rstd[r];
   }
-  along<S>(columns, [&](int64_t j, int64_t n) {
+  along<S>(columns, [&](int64_t j, int64_t n) __attribute__((always_inline)) {
     const Reg<S> w = load_up_to(weight + j, n, S(0));
     if (before.row >= 0)
       for (int r = 0; r < Rows; ++r) {
