@@ -22,6 +22,7 @@ from pathlib import Path
 
 SOURCES = Path(__file__).resolve().parent
 PLACE = SOURCES.parent / "megatron_slw" / "ops"
+INTERFACE = 2  # as in megatron_slw/ops/choice.py
 OPERATORS = ("softmax", "layer_norm", "bias_gelu", "dropout_residual", "cross_entropy")
 STABLE_ABI = "-DTORCH_TARGET_VERSION=0x020b000000000000"  # 2.11
 CXX_FLAGS = ("-std=gnu++20", "-O3", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wno-unknown-pragmas")
@@ -136,7 +137,7 @@ def build(place: Path, cuda: str = "auto", architectures: Sequence[str] = ("80",
     place.mkdir(parents=True, exist_ok=True)
     built = []
     for name, wanted in (("cpu", True), ("cuda", wants_cuda(cuda, torch))):
-        target = place / f"libmegatron_slw_{name}.so"
+        target = place / f"libmegatron_slw_{name}.{INTERFACE}.so"
         objects = SOURCES.parent / "build" / "csrc" / name
         objects.mkdir(parents=True, exist_ok=True)
         if wanted and stale(target):

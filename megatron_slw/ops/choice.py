@@ -5,8 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 FOLDER = Path(__file__).parent
-BUILT = {"cpu": "libmegatron_slw_cpu.so", "cuda": "libmegatron_slw_cuda.so"}
-"""What `csrc/build.py` puts beside this file."""
+INTERFACE = 2
+"""Raised when an operator's arguments change: the dispatcher hands them unseen to a kernel built for others."""
+BUILT = {kind: f"libmegatron_slw_{kind}.{INTERFACE}.so" for kind in ("cpu", "cuda")}
+"""What `csrc/build.py` puts beside this file; a library of another interface is not loaded."""
 LOSS_CHUNK = {"cpu": 16 * 2**20, "cuda": 64 * 2**20}
 """Bytes of logits that `linear_cross_entropy` makes at a time: of the order of the last cache, by device."""
 LARGE_LOGITS = 2**30

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
+import runpy
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
 from megatron_slw.ops import library
+from megatron_slw.ops.choice import INTERFACE
 from megatron_slw.ops.table import table
 from tests.ops.cases import CASES, SEED, inputs, labels_for, run, seen_by_document, some_seen
 
@@ -106,3 +110,16 @@ def test_table_names_every_operator() -> None:
     result = subprocess.run([sys.executable, "-m", "megatron_slw.ops"], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == table()
     assert {line.split()[0] for line in table().splitlines()[1:-1]} == set(library.OPERATORS)
+
+
+SCHEMAS = (2, "8776560cdfb7dbfe")
+"""The interface number, and the SHA-256 of all operators' declarations that it stands for."""
+
+
+def test_changed_arguments_need_a_library_of_another_name() -> None:
+    declarations = sorted(str(getattr(OPS, name).default._schema) for name in library.OPERATORS)
+    digest = hashlib.sha256("\n".join(declarations).encode()).hexdigest()[:16]
+    said = "declarations changed: raise INTERFACE in ops/choice.py and csrc/build.py, then write both here"
+    assert (INTERFACE, digest) == SCHEMAS, said
+    build = runpy.run_path(str(Path(__file__).parents[2] / "csrc" / "build.py"))
+    assert build["INTERFACE"] == INTERFACE, "csrc/build.py builds a library that is not loaded"
