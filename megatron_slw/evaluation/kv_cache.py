@@ -102,8 +102,8 @@ class CachedDecoder:
         for layer, keys_BHND, values_BHND in zip(self._layers(), self._keys, self._values, strict=True):
             context_BTC = self._attend(layer, x_BTC, keys_BHND, values_BHND, mask_B1TS)
             attended_BTC = layer.self_attention.dense(context_BTC)
-            normal_BTC, x_BTC = layer.post_attention_layernorm(attended_BTC, x_BTC)
-            x_BTC = x_BTC + layer.mlp(normal_BTC)
+            normal_BTC, x_BTC = layer.post_attention_layernorm(attended_BTC, x_BTC, layer.dropout)
+            x_BTC = layer.dropout.add(layer.mlp(normal_BTC), x_BTC)
         self._columns += tokens_BT.size(1)
         logits_B1V: Tensor = model.output_head(model.final_layernorm(x_BTC[:, -1:]))
         return logits_B1V[:, 0]
