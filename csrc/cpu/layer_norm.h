@@ -113,7 +113,8 @@ inline int64_t layer_norm_span(const LayerNorm& a, int64_t begin, int64_t end) {
 }
 
 template <class T, bool Past, bool Add> void layer_norm_rows(const LayerNorm& a, int64_t begin, int64_t end) {
-  begin = layer_norm_span<T, Past, Add, 4>(a, begin, end);
+  // Out of the caches short rows are faster one at a time; every row's sums are the same either way.
+  if (!Past || a.columns > 512) begin = layer_norm_span<T, Past, Add, 4>(a, begin, end);
   layer_norm_span<T, Past, Add, 1>(a, begin, end);
   if (Past) fence();
 }
@@ -205,7 +206,8 @@ template <class T, bool Past, bool Add> void layer_norm_backward_blocks(const La
     S* sums = static_cast<S*>(a.partial) + block * 2 * a.columns;
     memset(sums, 0, 2 * a.columns * sizeof(S));
     const int64_t last = least(a.rows, (block + 1) * a.block);
-    const int64_t rest = layer_norm_backward_span<T, Past, Add, 4>(a, block * a.block, last, sums);
+    int64_t rest = block * a.block;
+    if (!Past || a.columns >= 1024) rest = layer_norm_backward_span<T, Past, Add, 4>(a, rest, last, sums);
     layer_norm_backward_span<T, Past, Add, 1>(a, rest, last, sums);
   }
   if (Past) fence();
