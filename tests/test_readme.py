@@ -29,7 +29,7 @@ RUN_ELSEWHERE = {
     "make quickstart": "tests/examples/test_quickstart_run.py",
     "make test": ".ci/run",
     "deepspeed": "tests/train/test_pretrain.py",
-    "python tools/evaluate.py": "tests/tools/test_evaluate_tool.py",
+    "python tools/evaluate.py": "tests/tools/test_evaluate.py",
     "python tools/generate.py": "tests/tools/test_generate_tool.py",
     "python tools/report.py": "tests/tools/test_report.py",
     "python tools/grow_checkpoint.py": "tests/growth/test_grow_checkpoint.py",
