@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +15,11 @@ SHARED_TEXT = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--fault-results", metavar="FILE", help="write what the fault campaign withstood, as JSON")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """A shell's background job is born deaf to Ctrl-C, and so would be every process that a test interrupts."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
