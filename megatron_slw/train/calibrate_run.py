@@ -22,9 +22,10 @@ from megatron_slw.data.vocabulary import resolve_vocab_size
 from megatron_slw.growth.planner.calibration import AVERAGED
 from megatron_slw.slw.compile import compile_plan
 from megatron_slw.train import child_process
-from megatron_slw.train.child_process import Interrupted, StopFlag, locked
+from megatron_slw.train.child_process import Interrupted, locked
 from megatron_slw.train.estimate import flops_per_token, plan_flops
 from megatron_slw.train.metrics import FILE_NAME, read_metrics
+from megatron_slw.train.stop_flag import StopFlag
 from megatron_slw.train.tune_state import write_json
 
 LOCK_NAME, LOG_NAME, CONFIG_NAME = "calibration.lock", "log.txt", "ds_config.json"

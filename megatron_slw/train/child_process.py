@@ -14,7 +14,6 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from types import FrameType
 from typing import IO, Any, TextIO
 
 from megatron_slw.config.errors import ConfigError
@@ -27,32 +26,6 @@ LOG_END = 1 << 16
 
 class Interrupted(Exception):
     """The tool was asked to stop; the trainer has saved and left."""
-
-
-class StopFlag:
-    """Notes SIGTERM, SIGUSR1 and Ctrl-C; a second Ctrl-C acts as without it. A context manager."""
-
-    def __init__(self) -> None:
-        self._received = False
-        self._previous: dict[int, object] = {}
-
-    def __call__(self) -> bool:
-        """Whether one came."""
-        return self._received
-
-    def __enter__(self) -> StopFlag:
-        for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
-            self._previous[number] = signal.signal(number, self._note)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)  # type: ignore[arg-type]
-
-    def _note(self, number: int, _: FrameType | None) -> None:
-        self._received = True
-        if number == signal.SIGINT:
-            signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 class Echo:

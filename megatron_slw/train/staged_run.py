@@ -26,9 +26,10 @@ from megatron_slw.growth.planner.watch import Reached, growth_point
 from megatron_slw.growth.sizes import describe
 from megatron_slw.slw.compile import compile_plan
 from megatron_slw.train import child_process
-from megatron_slw.train.child_process import Interrupted, StopFlag, locked
+from megatron_slw.train.child_process import Interrupted, locked
 from megatron_slw.train.metrics import FILE_NAME, stream_metrics
 from megatron_slw.train.staged_file import Stage, StagedRun, parse_growth
+from megatron_slw.train.stop_flag import StopFlag
 
 LOCK_NAME = "staged.lock"
 LOG_NAME = "log.txt"

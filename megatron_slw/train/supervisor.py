@@ -20,12 +20,12 @@ from types import FrameType
 
 from megatron_slw.config.errors import ConfigError
 from megatron_slw.parallel.launch import check_restartable, restart_environment
+from megatron_slw.train.stop_flag import SIGNALS
 
 LIFE_FLAG = "--life-fd"
 POLL_S = 0.5
 NOT_RESTARTED = (0, 2)
 """Trained or stopped in order; or wrong input, which another start would meet again."""
-PASSED_ON = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
 
 class _Rank:
@@ -98,7 +98,7 @@ def supervise(command: Sequence[str], max_restarts: int) -> int:
         for rank in current:
             rank.process.send_signal(number)
 
-    for number in PASSED_ON:
+    for number in SIGNALS:
         signal.signal(number, pass_on)
     for attempt in range(max_restarts + 1):
         current[:] = [_Rank(command, attempt)]

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from megatron_slw.slw.tuning import Choice, Probe, next_move
-from megatron_slw.train.child_process import StopFlag, locked
+from megatron_slw.train.child_process import locked
+from megatron_slw.train.stop_flag import StopFlag
 from megatron_slw.train.tune_display import TuneDisplay
 from megatron_slw.train.tune_job import TuneJob
 from megatron_slw.train.tune_probe import probe_folder, run_probe
