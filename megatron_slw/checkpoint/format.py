@@ -265,4 +265,4 @@ def _other(checkpoint: Path) -> str:
     others = [path for path in complete_checkpoints(checkpoint.parent) if path.name != checkpoint.name]
     if not others:
         return ""
-    return f" {others[-1].name} is complete; pass --checkpoint.load={others[-1]} to go on from it."
+    return f" {others[-1].name} is complete: to go on from it, move {checkpoint.name} out of {checkpoint.parent}."

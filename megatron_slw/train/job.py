@@ -186,16 +186,23 @@ def checkpoint_directory(config: RunConfig) -> Path:
 def find_checkpoint(config: RunConfig) -> Checkpoint | None:
     """The run's own newest checkpoint if it has one, else checkpoint.load, else nothing.
 
-    An explicit `load` beside existing checkpoints starts from `load` if that lies among them (going back), else from
-    the newest of the run: a killed job started by the same command must not begin again.
+    A killed job started by the same command must not begin again at checkpoint.load.
+
+    Raises:
+        ConfigError: checkpoint.load is a checkpoint of this run, and not the newest. Trained on from there, the later
+            ones would lie in the way of the next start.
     """
     directory = checkpoint_directory(config)
     newest = layout.latest_checkpoint(directory)
-    load = config.checkpoint.load
-    if load is None:
-        return Checkpoint(newest) if newest is not None else None
-    inside = Path(load).resolve().parent == directory.resolve()
-    return Checkpoint(newest) if newest is not None and not inside else Checkpoint(load)
+    load = Path(config.checkpoint.load) if config.checkpoint.load is not None else None
+    if newest is None:
+        return Checkpoint(load) if load is not None else None
+    if load is not None and load.resolve().parent == directory.resolve() and load.name != newest.name:
+        raise ConfigError(
+            f"checkpoint.load is {load.name} of a run that has come to {newest.name}: to go back, move the later ones "
+            f"out of {directory} and leave checkpoint.load out, or load it into another logging.directory."
+        )
+    return Checkpoint(newest)
 
 
 def _saved_weight(checkpoint: Checkpoint, shard: Shard) -> Tensor:

@@ -232,7 +232,7 @@ def test_damage_is_refused_and_named(saved: Path, tmp_path: Path, kind: str) -> 
 def test_the_message_names_a_checkpoint_to_go_on_from(saved: Path, tmp_path: Path) -> None:
     shutil.copytree(saved, tmp_path / "checkpoints")
     flip(tmp_path / "checkpoints" / "step_000004" / TENSORS, 5000)
-    with pytest.raises(ConfigError, match=r"step_000002 is complete; pass --checkpoint\.load=\S*step_000002"):
+    with pytest.raises(ConfigError, match=r"step_000002 is complete: to go on from it, move step_000004"):
         Checkpoint(tmp_path / "checkpoints" / "step_000004").verify()
 
 
@@ -250,7 +250,7 @@ def test_a_step_without_a_manifest_is_not_the_latest(saved: Path, tmp_path: Path
 
 
 def test_a_replaced_checkpoint_survives_a_kill_between_the_renames(saved: Path, tmp_path: Path) -> None:
-    """A step saved a second time, as after going back: for a moment no checkpoint has its name."""
+    """A step saved a second time: for a moment no checkpoint has its name."""
     folder = tmp_path / "checkpoints"
     shutil.copytree(saved / "step_000004", folder / "step_000004.deleting")
     shutil.copytree(saved / "step_000004", folder / "step_000004.writing")
@@ -260,7 +260,7 @@ def test_a_replaced_checkpoint_survives_a_kill_between_the_renames(saved: Path, 
 
 
 def test_retention_keeps_what_was_just_saved(saved: Path, tmp_path: Path) -> None:
-    """After going back, the checkpoints of the abandoned steps are the newer ones."""
+    """Also where later ones lie beside it."""
     folder = tmp_path / "checkpoints"
     shutil.copytree(saved / "step_000004", folder / "step_000004")
     shutil.copytree(saved / "step_000002", folder / "step_000002.writing")

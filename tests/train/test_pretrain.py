@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -158,6 +159,21 @@ def test_stop_after_leaves_plan_and_learning_rate_those_of_the_whole_run(straigh
     status, _, err = finish(start(PYTHON, folder))
     assert status == 0, err
     check_equal(last_checkpoint(folder / "run"), last_checkpoint(straight), rtol=0)
+    check_metrics(folder / "run", straight, rtol=1e-12)
+
+
+def test_going_back_needs_the_later_checkpoints_out_of_the_way(straight: Path, folder: Path) -> None:
+    """Trained on from an earlier one, the next start would take the newest, of the steps that were given up."""
+    every_ten = "--checkpoint.interval=10"
+    status, _, err = finish(start(PYTHON, folder, every_ten))
+    assert status == 0, err
+    checkpoints = folder / "run" / "checkpoints"
+    earlier, newest = step_folder(checkpoints, 20), step_folder(checkpoints, STEPS)
+    status, out, err = finish(start(PYTHON, folder, f"--checkpoint.load={earlier}"))
+    assert (status, out) == (2, "") and f"come to {newest.name}: to go back, move the later ones" in err, err
+    shutil.move(newest, folder / newest.name)
+    status, out, err = finish(start(PYTHON, folder))
+    assert status == 0 and "step 21/" in out and latest_checkpoint(checkpoints) == newest, err
     check_metrics(folder / "run", straight, rtol=1e-12)
 
 
