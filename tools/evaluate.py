@@ -1,6 +1,6 @@
 """Judge a trained model by text it has not seen: WikiText, LAMBADA, or any text.
 
-    python tools/evaluate.py --load runs/quickstart/grown/checkpoints/step_000800 --data held_out.jsonl
+    python tools/evaluate.py --load runs/quickstart/grown/checkpoints/step_000640 --data held_out.jsonl
     torchrun --nproc-per-node 4 tools/evaluate.py --load ... --task lambada --data lambada_openai.jsonl --tensor 2
 
 A checkpoint of any layout is read into any other: processes that --tensor and --pipeline do not take are data-parallel.

@@ -1,8 +1,8 @@
 """Let a trained model go on from a prompt.
 
-python tools/generate.py --load runs/quickstart/grown/checkpoints/step_000800 --prompt "def get_path("
-python tools/generate.py --load runs/quickstart/grown/checkpoints/step_000800 --interactive
-python tools/generate.py --load runs/quickstart/grown/checkpoints/step_000800 --prompts my.jsonl --json > texts.jsonl
+python tools/generate.py --load runs/quickstart/grown/checkpoints/step_000640 --prompt "def get_path("
+python tools/generate.py --load runs/quickstart/grown/checkpoints/step_000640 --interactive
+python tools/generate.py --load runs/quickstart/grown/checkpoints/step_000640 --prompts my.jsonl --json > texts.jsonl
 
 Exit status: 0, 2 for wrong input, 130 after Ctrl-C; what was written until then stands.
 """

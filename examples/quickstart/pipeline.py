@@ -79,7 +79,7 @@ class Quickstart:
 
     def run(self) -> None:
         """Do what is left to do, and say what came out."""
-        print(f"megatron_slw quickstart · {RANKS} CPU ranks · no GPU needed · about 8 minutes", flush=True)
+        print(f"megatron_slw quickstart · {RANKS} CPU ranks · no GPU needed · about 6 minutes", flush=True)
         documents = self.prepare_corpus()
         self.train_tokenizer()
         self.prepare_dataset()
