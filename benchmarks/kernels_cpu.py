@@ -32,7 +32,6 @@ from megatron_slw.ops import bias_gelu, cross_entropy, dropout_residual, layer_n
 from megatron_slw.ops.library import has_kernel
 
 OPS = torch.ops.megatron_slw
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 RESULTS = Path(__file__).parent / "results" / "kernels_cpu.json"
 
 
@@ -213,9 +212,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--json", type=Path, default=RESULTS)
     args = parser.parse_args(argv)
     torch.set_num_threads(args.threads)
-    libc = ctypes.CDLL(None)
-    libc.mallopt(M_MMAP_THRESHOLD, 2**30)
-    libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+    machine.keep_freed_memory()
     if not has_kernel("layer_norm", "cpu"):
         parser.error("the kernels are not built: python csrc/build.py")
     dtype = getattr(torch, args.dtype)

@@ -1,4 +1,4 @@
-"""What a benchmark of the CPU kernels writes about the machine it ran on."""
+"""What benchmarks on a CPU set before they begin, and what they write about the machine."""
 
 from __future__ import annotations
 
@@ -10,6 +10,15 @@ from pathlib import Path
 import torch
 
 from megatron_slw.ops.choice import BUILT, FOLDER
+
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+
+
+def keep_freed_memory() -> None:
+    """Freed memory stays with the process, as in the quickstart: else page faults are most of what is measured."""
+    libc = ctypes.CDLL(None)
+    libc.mallopt(M_MMAP_THRESHOLD, 2**30)
+    libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
 
 
 def processor_name() -> str:

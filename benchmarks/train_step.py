@@ -129,6 +129,7 @@ def main(argv: list[str] | None = None) -> int:
         args.layers, args.hidden = 4, 192
         args.json = args.json or QUICKSTART
     torch.set_num_threads(args.threads)
+    machine.keep_freed_memory()
     shape_of = (args.layers, args.hidden, args.length, args.rows, args.micro)
     config, eager = make_config(*shape_of), make_config(*shape_of, backend="torch")
     generator = np.random.default_rng(0)

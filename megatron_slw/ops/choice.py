@@ -12,7 +12,7 @@ BUILT = {kind: f"libmegatron_slw_{kind}.{INTERFACE}.so" for kind in ("cpu", "cud
 LOSS_CHUNK = {"cpu": 16 * 2**20, "cuda": 64 * 2**20}
 """Bytes of logits that `linear_cross_entropy` makes at a time: of the order of the last cache, by device."""
 LARGE_LOGITS = 2**30
-SHORT_LENGTH, SMALL_HEAD = 16, 64
+SHORT_LENGTH, WIDE_HEAD = 128, 128
 
 
 def is_built(device_type: str) -> bool:
@@ -28,7 +28,7 @@ def picks_kernels(backend: str, device_type: str) -> bool:
 def picks_fused_softmax(attention: str, kernels: bool, device_type: str, length: int, head_dim: int) -> bool:
     """Whether `model.attention` computes scores, fused softmax and product, and not PyTorch's attention.
 
-    auto: on the CPU up to 16 tokens with heads up to 64 wide, by the measured table in docs/kernels.md.
+    auto: on the CPU up to 128 tokens with heads up to 128 wide, by the measured table in docs/kernels.md.
 
     Args:
         attention: the setting.
@@ -39,7 +39,7 @@ def picks_fused_softmax(attention: str, kernels: bool, device_type: str, length:
     """
     if attention != "auto":
         return attention == "fused_softmax"
-    return kernels and device_type == "cpu" and length <= SHORT_LENGTH and head_dim <= SMALL_HEAD
+    return kernels and device_type == "cpu" and length <= SHORT_LENGTH and head_dim <= WIDE_HEAD
 
 
 def picks_chunked_loss(setting: str, logits_bytes: int, tensor_ranks: int, device_type: str) -> bool:

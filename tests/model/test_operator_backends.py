@@ -111,7 +111,7 @@ def test_auto_attention_follows_the_measured_table() -> None:
     def auto(length: int, head_dim: int, kernels: bool = True, device: str = "cpu") -> bool:
         return picks_fused_softmax("auto", kernels, device, length, head_dim)
 
-    assert auto(16, 64) and not auto(17, 64) and not auto(8, 128)
+    assert auto(128, 128) and not auto(129, 64) and not auto(8, 256)
     assert not auto(8, 64, kernels=False) and not auto(8, 64, device="cuda")
     assert picks_fused_softmax("fused_softmax", False, "cpu", 999, 256)
     assert not picks_fused_softmax("sdpa", True, "cpu", 8, 64)
