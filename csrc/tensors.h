@@ -17,7 +17,7 @@ using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
 // Outputs from here on are written past the caches: smaller ones are still there when the next operator reads them.
-constexpr int64_t kPastBytes = int64_t(24) << 20;
+constexpr int64_t kPastBytes = int64_t(8) << 20;
 // Elements of work that are worth a thread.
 constexpr int64_t kGrain = 16384;
 
