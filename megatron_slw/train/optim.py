@@ -54,8 +54,7 @@ def build_optimizer(
     if config.type == "SGD":
         return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum)
     kind = torch.optim.AdamW if config.type == "AdamW" else torch.optim.Adam
-    fused = torch.cuda.is_available()
-    return kind(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=fused)
+    return kind(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=True)
 
 
 def _group(config: OptimizerConfig, params: list[nn.Parameter], decayed: bool, factors: Multiplier) -> dict[str, Any]:
