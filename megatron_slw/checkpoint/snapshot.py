@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -31,5 +32,14 @@ class Snapshot:
         """Copy the state of this moment over the copy before; collective over data-parallel ranks."""
         blocks = []
         for key, shard, value in own_blocks(engine):
-            blocks.append(Block(key, shard, self._room[key].copy_(value.detach())))
+            copy(value.detach(), self._room[key])
+            blocks.append(Block(key, shard, self._room[key]))
         return blocks
+
+
+def copy(value: Tensor, room: Tensor) -> None:
+    """Into host memory. From host memory NumPy takes half of torch's time: it writes past the caches."""
+    if value.device.type == "cpu" and value.dtype == room.dtype:
+        np.copyto(room.numpy(), value.numpy())
+    else:
+        room.copy_(value)
