@@ -92,9 +92,15 @@ def unfused_attention(config: RunConfig, device: str) -> bool:
     return device == "cpu" and config.model.attention_dropout > 0.0
 
 
-def attention_bias(config: RunConfig, rows: int, length: int) -> int:
-    """Bytes that keep attention within documents: T x T numbers for each row, one copy for all layers of a stage."""
-    return rows * length * length * ITEM_BYTES[config.precision] if config.data.reset_attention_mask else 0
+def attention_bias(config: RunConfig, rows: int, length: int, device: str) -> int:
+    """Bytes that keep attention within documents: T x T numbers for each row, one copy for all layers of a stage.
+
+    The fused softmax keeps its result alone, so the bias goes with the forward pass unless layers are recomputed.
+    """
+    kept = config.training.activation_checkpointing or not fused_softmax(config, length, device)
+    if not config.data.reset_attention_mask or not kept:
+        return 0
+    return rows * length * length * ITEM_BYTES[config.precision]
 
 
 def dropout_mask(config: RunConfig, rows: int, length: int, device: str) -> int:

@@ -243,7 +243,7 @@ def _activations(config: RunConfig, stage: int, seq_len: int, device: str) -> tu
     layer_input = act.layer_input(config, rows, seq_len)
     recompute = config.training.activation_checkpointing
     per_layer = layer_input if recompute else whole_layer
-    saved = layers * per_layer + act.attention_bias(config, rows, seq_len)
+    saved = layers * per_layer + act.attention_bias(config, rows, seq_len, device)
     head_saved = head = 0
     if stage == 0:
         saved += act.embedding_saved(config, rows, seq_len, device)

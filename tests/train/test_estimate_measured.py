@@ -61,13 +61,15 @@ def test_the_estimate_is_within_15_percent_of_the_measured_peak(
         assert estimated == pytest.approx(measured, rel=0.15)
 
 
+@pytest.mark.parametrize("attention", ["sdpa", "fused_softmax"])
 @pytest.mark.parametrize("changes", [RECOMPUTE, BF16, PIPELINE | MICRO])
-def test_documents_cost_what_the_estimate_says(pool: WorkerPool, changes: dict[str, Any]) -> None:
+def test_documents_cost_what_the_estimate_says(pool: WorkerPool, changes: dict[str, Any], attention: str) -> None:
     """Beside all the rest 15 % would hide it: one bias for all layers, not one for each, and none forgotten."""
     documents = {"data.reset_position_ids": True, "data.reset_attention_mask": True}
-    world_size = 2 if "parallel.pipeline" in changes else 1
+    world_size, changes = 2 if "parallel.pipeline" in changes else 1, changes | {"model.attention": attention}
     with_them = pool.run(memory_job.measured_and_estimated, world_size, (changes | documents,))
     without = pool.run(memory_job.measured_and_estimated, world_size, (changes,))
     for after, before in zip(with_them, without, strict=True):
         measured, estimated = (a - b for a, b in zip(after, before, strict=True))
-        assert estimated == pytest.approx(measured, rel=0.05) and estimated > 100_000
+        assert estimated == pytest.approx(measured, rel=0.05, abs=10_000)  # beside a bias of 130,000 and more
+        assert attention == "fused_softmax" or estimated > 100_000
