@@ -107,7 +107,10 @@ def test_one_rank_is_killed_in_a_save(forks: Forks, whole: Any, point: Point) ->
         Checkpoint(path).verify()
     assert forks.run(kill_jobs.trained, [(config, None, "")] * 2) == [0, 0], "the same command does not go on"
     assert files(folder) == expected, "it went on to another state"
-    assert [path.name for path in checkpoints.iterdir()] == ["step_000004"], "debris is left"
+    complete = layout.complete_checkpoints(checkpoints)
+    assert sorted(checkpoints.iterdir()) == complete, "debris is left"
+    # Killed after the last save and before its deletions, nothing is left to train, and nothing saves again.
+    assert [path.name for path in complete] in (["step_000004"], ["step_000003", "step_000004"])
 
 
 @pytest.mark.campaign
