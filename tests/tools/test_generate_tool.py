@@ -108,7 +108,9 @@ def test_ctrl_c_in_a_conversation_ends_the_text_alone() -> None:
 
 def test_ctrl_c_leaves_without_a_traceback(folder: Path) -> None:
     """While a text is written: what is there stands, and the status says that it was interrupted."""
-    flags = ["--load", str(folder / "checkpoints" / "step_000003"), "--tokens", "1000000", "--prompt", "def"]
+    # Random weights end a text after some hundred tokens, so there must be many texts.
+    flags = ["--load", str(folder / "checkpoints" / "step_000003"), "--tokens", "1000000", "--samples", "10000"]
+    flags += ["--prompt", "def"]
     process = subprocess.Popen(
         [sys.executable, "tools/generate.py", *flags], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
