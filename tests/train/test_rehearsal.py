@@ -87,7 +87,8 @@ def test_no_step_needs_more_memory_than_the_rehearsal(
     zero = config.deepspeed.get("zero_optimization", {}) | small_bucket
     config = config.model_copy(update={"deepspeed": config.deepspeed | {"zero_optimization": zero}})
     for first, rehearsed, most in pool.run(rehearsal_jobs.peaks, config.world_size, (config,)):
-        assert most <= 1.002 * rehearsed, f"{most} bytes in a step, {rehearsed} in the rehearsal"
+        # A collective's thread lets go of its tensor, 8,192 bytes at most, when it comes to it.
+        assert most <= 1.002 * rehearsed + 8192, f"{most} bytes in a step, {rehearsed} in the rehearsal"
         assert first < 0.99 * rehearsed, "the first step was as large: the case tests nothing"
 
 
@@ -117,9 +118,10 @@ def test_the_largest_micro_batch_and_the_greatest_length() -> None:
 
 def test_where_other_operators_run_at_other_sizes_the_step_that_keeps_most_is_rehearsed_too() -> None:
     """The fused softmax keeps its scores; with the vocabulary cut, logits up to 1 GiB are held whole, more are not."""
-    fused = tiny_config("unused", train_batch_size=16, micro_batch_size=4, ops={"backend": "csrc"})
-    at = [(step.step, step.seq_len) for step in largest_steps(fused, compile_plan(fused), 0)]
-    assert sorted(at) == [(2, 16), (9, 32)], at
+    fused = tiny_config("unused", model__seq_length=160, ops={"backend": "csrc"})
+    long = Plan((Run(0, 8, 8), Run(3, 128, 8), Run(5, 160, 8)), 9, 160)
+    at = [(step.step, step.seq_len) for step in largest_steps(fused, long, 0)]
+    assert sorted(at) == [(3, 128), (5, 160)], at
     plan = Plan((Run(0, 8, 8), Run(3, 16, 8), Run(5, 32, 8)), 9, 32)
     huge = tiny_config(
         "unused", world_size=2, parallel=TP2, train_batch_size=8, micro_batch_size=8, ops=TORCH,
