@@ -87,7 +87,8 @@ def test_no_step_needs_more_memory_than_the_rehearsal(
     zero = config.deepspeed.get("zero_optimization", {}) | small_bucket
     config = config.model_copy(update={"deepspeed": config.deepspeed | {"zero_optimization": zero}})
     for first, rehearsed, most in pool.run(rehearsal_jobs.peaks, config.world_size, (config,)):
-        # A collective's thread lets go of its tensor, 8,192 bytes at most, when it comes to it.
+        # Once in two runs one rank had 8,192 bytes more in a step, the size of an activation. Why is not known; the
+        # suspect is a reduction whose thread still holds its tensor.
         assert most <= 1.002 * rehearsed + 8192, f"{most} bytes in a step, {rehearsed} in the rehearsal"
         assert first < 0.99 * rehearsed, "the first step was as large: the case tests nothing"
 
