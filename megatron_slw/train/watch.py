@@ -73,6 +73,7 @@ class Watch:
         self._done = threading.Event()
         self._main = threading.main_thread().ident
         self._thread = threading.Thread(target=self._run, name="watch", daemon=True)
+        self._answered = time.monotonic()
 
     @property
     def silent_s(self) -> float:
@@ -87,7 +88,9 @@ class Watch:
     def __enter__(self) -> Watch:
         if self._store is not None:
             self._beat()
+            self._answered = time.monotonic()
             self._thread.start()
+            threading.Thread(target=self._guard, name="watch-guard", daemon=True).start()
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
@@ -146,10 +149,28 @@ class Watch:
             try:
                 self._beat()
                 self._judge()
-            except RuntimeError:
+            except RuntimeError:  # the store is gone: the main thread's next communication fails, and says so
                 if self._done.is_set():
                     return
-                continue  # the store is gone: the main thread's next communication fails, and says so
+            self._answered = time.monotonic()
+
+    def _guard(self) -> None:
+        """End the job where the store does not answer. Without torchrun it lies in rank 0, and where that is stopped, a
+        call of the store never returns, whatever its time-out.
+        """
+        while not self._done.wait(self.interval_s):
+            if self.rank == 0 or time.monotonic() - self._answered <= self.timeout_s:
+                continue
+            if self.rank == 1:
+                beat, silent = self._own_beat(), time.monotonic() - self._answered
+                lines = [f"no progress for {self.timeout_s:g} s (training.hang_timeout_s):"]
+                lines += table({1: Seen(beat, 0.0, silent)}, self.silent_s)
+                lines.append(
+                    f"rank 0 gave no sign of life for {silent:.0f} s (stopped, killed, or its machine is gone). The "
+                    "job ends; the same command goes on from the last checkpoint."
+                )
+                self._say(lines)
+            os._exit(HUNG)
 
     def _judge(self) -> None:
         """End the job if a rank stands still; only the lowest rank that lives says why."""
@@ -203,12 +224,15 @@ class Watch:
         self._stream.flush()
         sys.stdout.flush()
 
+    def _own_beat(self) -> Beat:
+        samples = list(self._samples)
+        working = sum(samples) / len(samples) if samples else 1.0
+        place, window_s = _place(self._stack()), len(samples) * SAMPLE_S
+        return Beat(self._count, self._where, self._moves, place, round(working, 3), window_s, self._failed)
+
     def _beat(self) -> None:
         self._count += 1
-        working = sum(self._samples) / len(self._samples) if self._samples else 1.0
-        place, window_s = _place(self._stack()), len(self._samples) * SAMPLE_S
-        beat = Beat(self._count, self._where, self._moves, place, round(working, 3), window_s, self._failed)
-        self._store_set(f"{self.rank}", beat.to_json())
+        self._store_set(f"{self.rank}", self._own_beat().to_json())
         if self._life_fd is not None:
             with contextlib.suppress(OSError):  # full or closed: the parent has other cares
                 os.write(self._life_fd, f"{self.timeout_s + self.silent_s:.0f}\n".encode())
