@@ -26,7 +26,11 @@ def test_a_signal_saves_and_ends_the_job(tmp_path: Path, launcher: str, to: str,
         target = run.process if to == "launcher" else run.ranks()[int(to[-1])]
         target.send_signal(number)
         status = run.end()
-        assert at <= run.saved_step() <= run.step() <= at + WITHIN, (at, run.saved_step(), run.step(), run.err)
+        assert at <= run.saved_step() == run.step(), (at, run.saved_step(), run.step(), run.err)
+        # The deepspeed command passes no SIGINT on: Python first waits a quarter of a second for its child, then ends,
+        # and the ranks see that its end has come. From a terminal Ctrl-C reaches the ranks themselves.
+        told = not (launcher == "deepspeed" and to == "launcher" and number == signal.SIGINT)
+        assert run.step() <= at + WITHIN or not told, (at, run.step(), run.err)
         assert "stopped by" in run.out and "the same command goes on" in run.out, run.out[-500:]
         assert to == "launcher" or status == 0, f"ranks that saved left with a failure: {status}, {run.err}"
 
