@@ -7,6 +7,7 @@ NaN, a full disk); 2 the configuration, the data or the checkpoint is wrong.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import sys
 
@@ -44,8 +45,9 @@ def main(argv: list[str] | None = None) -> int:
 
 if __name__ == "__main__":
     exit_status = main()
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError):  # a log on a full disk does not make a finished run a failed one
+            stream.flush()
     # Everything is closed and saved. A gloo thread that outlives the interpreter's shutdown aborts about one finished
     # rank in 35 ("terminate called without an active exception"), which launchers report as a failed job.
     os._exit(exit_status)

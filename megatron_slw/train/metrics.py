@@ -14,10 +14,11 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol, TextIO
+from typing import Any, Protocol
 
 from megatron_slw.config.errors import ConfigError
 from megatron_slw.progress import Progress
+from megatron_slw.train.line_file import LineFile
 
 FILE_NAME = "metrics.jsonl"
 EVENT = "event"
@@ -88,6 +89,7 @@ class MetricsWriter:
         start: Progress,
         grown: Mapping[str, Any] | None = None,
         loggers: Sequence[TakesRecords] = (),
+        note: Callable[[str], None] | None = None,
     ) -> None:
         """Open the file, making the directory if need be.
 
@@ -96,6 +98,7 @@ class MetricsWriter:
             start: what the checkpoint had trained; Progress() for a new run.
             grown: what the first record says beside, of a run that begins with a grown checkpoint.
             loggers: told of each line after it was written; they are their owner's to close.
+            note: tells the user where the disk refuses lines (see `train.line_file`); None logs it.
 
         Raises:
             OSError: the directory cannot be written.
@@ -104,7 +107,7 @@ class MetricsWriter:
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / FILE_NAME
         truncate_metrics(path, start.step)
-        self._file: TextIO = path.open("a", buffering=1, encoding="utf-8")
+        self._file = LineFile(path, note or logging.getLogger(__name__).warning)
         self._first: dict[str, Any] = {"resumed": True} if start.step > 0 else {}
         if grown is not None:
             self._first = dict(grown)
@@ -128,7 +131,7 @@ class MetricsWriter:
         self._write({"step": progress.step, "tokens": progress.tokens, "scores": scores})
 
     def close(self) -> None:
-        """Flush and close the file; writing afterwards is an error."""
+        """Close the file; writing afterwards is an error."""
         self._file.close()
 
     def __enter__(self) -> MetricsWriter:
@@ -141,8 +144,7 @@ class MetricsWriter:
 
     def _write(self, record: Record) -> None:
         record = _finite(record)
-        # One write call per line: a kill leaves at most the last line cut.
-        self._file.write(_line(record))
+        self._file.append(_line(record))
         for logger in self._loggers:
             logger.log(record)
 

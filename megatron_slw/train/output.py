@@ -72,7 +72,7 @@ class Output:
         enter, logging = self._stack.enter_context, config.logging
         self.display = enter(ProgressDisplay(plan, start, logging.interval, stop_after=stop_after))
         loggers = enter(open_loggers(config, start, self.display.note))
-        writer = MetricsWriter(logging.directory, start, grown_from(growth, start), loggers)
+        writer = MetricsWriter(logging.directory, start, grown_from(growth, start), loggers, self.display.note)
         self._sinks = [enter(writer), self.display]
 
     def __enter__(self) -> Output:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import sys
 import time
 from collections import deque
 from collections.abc import Mapping
 from types import TracebackType
-from typing import Any, TextIO
+from typing import Any, TextIO, cast
 
 from rich.console import Console
 from rich.progress import BarColumn, TextColumn
@@ -83,6 +84,28 @@ def bar_text(metrics: StepMetrics, total_steps: int, speed: Speed) -> str:
     )
 
 
+class _Unbreakable:
+    """A stream that drops what it cannot write.
+
+    A log on a full disk, a pipe whose reader is gone or a terminal that was closed does not end a run of weeks.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        with contextlib.suppress(OSError):
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with contextlib.suppress(OSError):
+            self._stream.flush()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
 class ProgressDisplay:
     """Shows a run's steps; a context manager, for rank 0 only.
 
@@ -107,7 +130,7 @@ class ProgressDisplay:
             stream: where to; None is the standard output.
             stop_after: step of the plan to which bar and time left are reckoned; None is its last.
         """
-        self._stream = sys.stdout if stream is None else stream
+        self._stream = cast(TextIO, _Unbreakable(sys.stdout if stream is None else stream))
         self._interval, self._stop_after = interval, stop_after
         self._steps, tokens = self._end(plan)
         self._speed = Speed(tokens, start.tokens)

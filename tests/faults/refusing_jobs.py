@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import io
+import os
 import shutil
 from pathlib import Path
 
@@ -44,3 +48,33 @@ def vanished(config: RunConfig) -> str:
         except SaveError as error:
             return str(error)
     return "trained"
+
+
+def fill_and_free(config: RunConfig, disk: Path) -> str:
+    """Train; `disk` is full from the first save to the twelfth. What the run printed."""
+    job = build_job(config, build_groups(config.parallel))
+    ballast, saves, printed = disk / "ballast", [], io.StringIO()
+
+    def write(path: Path, tensors: object) -> object:
+        saves.append(path)
+        if len(saves) == 1:
+            _fill(ballast)
+        elif len(saves) == 12:
+            ballast.unlink()
+        return write_tensors(path, tensors)  # type: ignore[arg-type]
+
+    with writing_by(write), contextlib.redirect_stdout(printed):
+        train(job)
+    return printed.getvalue()
+
+
+def _fill(path: Path) -> None:
+    """Write until the file system takes nothing more."""
+    with path.open("wb", buffering=0) as file:
+        for size in (1 << 16, 1):
+            try:
+                while True:
+                    file.write(os.urandom(size))
+            except OSError as error:
+                if error.errno != errno.ENOSPC:
+                    raise

@@ -14,7 +14,9 @@ from megatron_slw.checkpoint.format import complete_checkpoints
 from megatron_slw.checkpoint.load import Checkpoint
 from megatron_slw.testing import WorkerPool, tiny_config, write_tiny_dataset
 from megatron_slw.train import job
+from megatron_slw.train.metrics import FILE_NAME, read_metrics
 from tests.faults import refusing_jobs
+from tests.train.test_pretrain import PYTHON, ROOT, environment, prepare
 
 MODES = pytest.mark.parametrize("later", [False, True], ids=["now", "later"])
 
@@ -95,7 +97,7 @@ def errno_text(code: int) -> str:
 def test_an_error_of_another_file_is_one_sentence(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """metrics.jsonl or config.json: status 1 and no traceback."""
+    """config.json, or metrics.jsonl at the start: status 1 and no traceback."""
 
     def refuse(*_: Any) -> None:
         raise OSError(errno.ENOSPC, "No space left on device", "run/metrics.jsonl")
@@ -103,3 +105,28 @@ def test_an_error_of_another_file_is_one_sentence(
     monkeypatch.setattr(job, "load_config", refuse)
     assert job.main("x.json", []) == 1
     assert capsys.readouterr().err == "[Errno 28] No space left on device: 'run/metrics.jsonl'\n"
+
+
+@pytest.mark.fault(5)
+def test_metrics_on_a_full_disk_wait(pool: WorkerPool, folder: Path, small_disk: Path) -> None:
+    """The disk is full for some steps: no line is missing in the end."""
+    changes = {"logging__directory": str(small_disk), "checkpoint__directory": str(folder / "saves")}
+    config = config_for(folder, False, training__train_steps=30, checkpoint__interval=2, **changes)
+    said = pool.run(refusing_jobs.fill_and_free, 1, (config, small_disk))[0]
+    assert f"{FILE_NAME} could not be written (No space left on device)" in said, said
+    assert "no line is missing" in said, said
+    assert [record["step"] for record in read_metrics(small_disk / FILE_NAME)[0]] == list(range(1, 31))
+
+
+@pytest.mark.campaign
+@pytest.mark.fault(5)
+def test_a_log_that_cannot_be_written_ends_nothing(tmp_path: Path) -> None:
+    """Standard output is a full disk: trained and saved all the same, status 0."""
+    prepare(tmp_path)
+    command = [*PYTHON, "--ds-config", str(tmp_path / "config.json"), "--training.train_steps=6"]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            command, cwd=ROOT, env=environment(), stdout=full, stderr=subprocess.PIPE, text=True, check=False
+        )
+    assert done.returncode == 0, done.stderr
+    assert verified(tmp_path / "run" / "checkpoints") == ["step_000006"]

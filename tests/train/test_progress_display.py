@@ -22,6 +22,23 @@ class Terminal(io.StringIO):
         return True
 
 
+class Broken(io.StringIO):
+    """A file on a full disk, or a terminal that was closed."""
+
+    def __init__(self, terminal: bool) -> None:
+        super().__init__()
+        self.terminal = terminal
+
+    def isatty(self) -> bool:
+        return self.terminal
+
+    def write(self, text: str) -> int:
+        raise OSError(28, "No space left on device")
+
+    def flush(self) -> None:
+        raise OSError(28, "No space left on device")
+
+
 def metrics(step: int, loss: float = 4.0, step_time_s: float = 1.0, ratio: float = 1.0) -> StepMetrics:
     tokens = PLAN.progress_at(step).tokens
     return StepMetrics(step, tokens, 4 * step, 8, loss, 1.2e-3, 0.84, step_time_s, 32.0, None, ratio)
@@ -175,3 +192,12 @@ def test_rates(rate: float, text: str) -> None:
 )
 def test_durations(seconds: float, text: str) -> None:
     assert duration_text(seconds) == text
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_what_cannot_be_shown_ends_no_run(terminal: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    with ProgressDisplay(PLAN, Progress(), stream=Broken(terminal)) as display:
+        display.note("hello")
+        display.step(metrics(1))
+        display.step(metrics(10))
