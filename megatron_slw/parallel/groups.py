@@ -8,7 +8,6 @@ of one tensor-parallel group are neighbours on one machine.
 from __future__ import annotations
 
 import os
-import tempfile
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -91,8 +90,8 @@ def init_distributed(
 
     Args:
         launch: what `read_launch` found.
-        store: a file for the rendezvous. torch's TCPStore listens on every interface of the machine, so a single
-            process and the tests use a file instead.
+        store: a file for the rendezvous. torch's TCPStore listens on every interface of the machine, so the tests use
+            a file instead, and a single process its own memory.
         timeout_s: seconds after which a collective that a dead peer left hanging is given up.
 
     Returns:
@@ -106,12 +105,13 @@ def init_distributed(
         torch.cuda.set_device(launch.local_rank)
     rendezvous = None
     if not dist.is_initialized():
-        if store is None and not launch.is_launched:
-            store = Path(tempfile.mkdtemp(prefix="megatron_slw_")) / "store"
-        method = f"file://{store}" if store is not None else "env://"
         backend = "nccl" if torch.cuda.is_available() else "gloo"
         rank, world, timeout = launch.rank, launch.world_size, timedelta(seconds=timeout_s)
-        rendezvous, _, _ = next(dist.rendezvous(method, rank, world, timeout=timeout))
+        if store is None and not launch.is_launched:
+            rendezvous = dist.HashStore()
+        else:
+            method = f"file://{store}" if store is not None else "env://"
+            rendezvous, _, _ = next(dist.rendezvous(method, rank, world, timeout=timeout))
         own = dist.PrefixStore("collectives", rendezvous)
         dist.init_process_group(backend, store=own, rank=rank, world_size=world, timeout=timeout)
     deepspeed.init_distributed(dist_backend=dist.get_backend(), auto_mpi_discovery=False, verbose=False)

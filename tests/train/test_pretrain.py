@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -67,8 +68,12 @@ def folder(tmp_path: Path) -> Path:
 def straight(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run directory of an uninterrupted run in one process."""
     folder = prepare(tmp_path_factory.mktemp("straight"))
-    status, _, err = finish(start(PYTHON, folder))
+    temporary = folder / "temporary"
+    temporary.mkdir()
+    status, _, err = finish(start(PYTHON, folder, env={"TMPDIR": str(temporary)}))
     assert status == 0, err
+    left = [path.name for path in temporary.iterdir() if not path.name.startswith("torchinductor_")]
+    assert left == [], "the run left something in the system's folder of temporary files"
     return folder / "run"
 
 
@@ -76,12 +81,14 @@ def environment() -> dict[str, str]:
     return os.environ | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": ""}
 
 
-def start(launcher: list[str], folder: Path, *overrides: str) -> subprocess.Popen[str]:
+def start(
+    launcher: list[str], folder: Path, *overrides: str, env: Mapping[str, str] | None = None
+) -> subprocess.Popen[str]:
     command = [*launcher, "--ds-config", str(folder / "config.json"), *overrides]
     return subprocess.Popen(
         command,
         cwd=ROOT,
-        env=environment(),
+        env=environment() | dict(env or {}),
         text=True,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
