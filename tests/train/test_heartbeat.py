@@ -55,12 +55,16 @@ def test_silence_and_standing_are_told_apart_by_the_readers_clock() -> None:
     assert seen[3][1:] == (30.0, 30.0), "the same beat read twice is no sign of life"
 
 
-def test_a_straggler_is_one_rank_that_never_waits() -> None:
+def test_a_straggler_is_one_rank_that_works_while_the_others_wait() -> None:
     busy, waiting, half = (replace(BEAT, working=share) for share in (0.97, 0.3, 0.6))
     assert straggler({0: waiting, 1: busy, 2: waiting}) == 1
     assert straggler({0: half, 1: busy}) is None, "the other hardly waits: an uneven layout, not a slow machine"
     assert straggler({0: busy, 1: busy, 2: waiting}) is None
     assert straggler({0: busy}) is None
+    short_steps, always = replace(BEAT, working=0.72), replace(BEAT, working=0.0)
+    assert straggler({0: always, 1: short_steps}) == 1, "communication has its share of short steps"
+    assert straggler({0: always, 1: short_steps, 2: busy, 3: always}) == 2
+    assert straggler({rank: replace(BEAT, working=0.8) for rank in range(4)}) is None
 
 
 def test_a_thousand_ranks_in_one_place_are_one_line() -> None:
