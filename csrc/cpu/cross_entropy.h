@@ -1,6 +1,7 @@
 // Cross-entropy over the columns of one rank. See megatron_slw/ops/cross_entropy.py.
 #pragma once
 
+#include "ahead.h"
 #include "softmax.h"
 
 namespace slw {
@@ -13,6 +14,7 @@ template <class T> void cross_entropy_rows(const CrossEntropy& a, int64_t begin,
   constexpr int L = kLanes<S>;
   constexpr int64_t kBlock = 2048;
   const S low = static_cast<S>(-INFINITY), log2e = static_cast<S>(kLog2e);
+  Ahead<1> next(kBlock * sizeof(T), static_cast<const T*>(a.logits) + begin * a.row_stride);
   for (int64_t row = begin; row < end; ++row) {
     const T* x = static_cast<const T*>(a.logits) + row * a.row_stride;
     S top = low, total = 0;
@@ -27,11 +29,10 @@ template <class T> void cross_entropy_rows(const CrossEntropy& a, int64_t begin,
       if (highest == low) continue;
       Reg<S> sums[4] = {};
       const Reg<S> offset = splat<S>(highest);
-      const int64_t ahead = to < a.columns ? kBlock : 0;
       for (j = from; j + 4 * L <= to; j += 4 * L)
         for (int k = 0; k < 4; ++k) {
           sums[k] += exp2_of((load(x + j + k * L) - offset) * log2e);
-          prefetch(x + j + k * L + ahead);
+          if (starts_line<T>(j + k * L)) next.step();
         }
       for (; j < to; j += L) sums[0] += exp2_of((load_up_to(x + j, to - j, low) - offset) * log2e);
       const S before = top == low ? S(0) : exp2_of(splat<S>((top - highest) * log2e))[0];
@@ -50,6 +51,7 @@ template <class T, bool Past> void cross_entropy_backward_rows(const CrossEntrop
   using S = Wide<T>;
   constexpr int L = kLanes<S>;
   const S log2e = static_cast<S>(kLog2e);
+  Ahead<1> next(0, static_cast<const T*>(a.logits) + begin * a.row_stride);
   for (int64_t row = begin; row < end; ++row) {
     const T* x = static_cast<const T*>(a.logits) + row * a.row_stride;
     T* out = static_cast<T*>(a.out) + row * a.width;
@@ -61,6 +63,7 @@ template <class T, bool Past> void cross_entropy_backward_rows(const CrossEntrop
     for (int64_t j = 0; j < a.columns; j += L) {
       Reg<S> r = exp2_of((load_up_to(x + j, a.columns - j, top) - offset) * log2e) * factor;
       if (j == special) r[column - j] -= grad;
+      if (Past && starts_line<T>(j)) next.step();
       store_up_to<Past>(out + j, a.columns - j, r);
     }
     for (int64_t j = a.columns; j < a.width; ++j) out[j] = T{};

@@ -2,7 +2,9 @@
 #include "cross_entropy.h"
 #include "layer_norm.h"
 #include "pointwise.h"
-#include "softmax_group.h"
+#include "softmax_few.h"
+#include "softmax_long.h"
+#include "softmax_square.h"
 
 namespace slw {
 namespace SLW_ISA {
@@ -32,20 +34,33 @@ template <class A, class F> void with(const A& a, const void* out, int64_t rows,
   });
 }
 
+// f(whether to write `out` past the caches): its rows may begin anywhere in a line
+template <class T, class F> void with_past(const Softmax& a, F f) {
+  if constexpr (can_go_past<T>) {
+    if (goes_past<T>(a.out, a.rows * a.keys / 64, 64, a.past_bytes)) return f(Flag<true>{});
+  }
+  f(Flag<false>{});
+}
+
 void causal_softmax(const Softmax& a, int64_t begin, int64_t end) {
-  if (a.first || a.queries == 1 || a.scale < 0)
-    return with(a, a.out, a.rows, a.keys,
-                [&](auto t, auto past) { causal_rows<decltype(t), past.value>(a, begin, end); });
-  // Groups of rows may begin anywhere in a line.
-  with(a, a.out, a.rows * a.keys / 64, 64,
-       [&](auto t, auto past) { causal_groups<decltype(t), past.value>(a, begin, end); });
+  with(a, a.out, a.rows, a.keys, [&](auto t, auto past) {
+    using T = decltype(t);
+    if (a.first || a.queries == 1 || a.scale < 0) return causal_rows<T, past.value>(a, begin, end);
+    if (few<T>(a) && !is_square<T>(a, begin, end)) return few_rows<T, past.value>(a, begin, end);
+    with_past<T>(a, [&](auto past) {
+      if (!as_squares<T, past.value, false>(a, begin, end)) long_rows<T, past.value>(a, begin, end);
+    });
+  });
 }
 void causal_softmax_backward(const Softmax& a, int64_t begin, int64_t end) {
-  if (a.first || a.queries == 1)
-    return with(a, a.out, a.rows, a.keys,
-                [&](auto t, auto past) { causal_backward_rows<decltype(t), past.value>(a, begin, end); });
-  with(a, a.out, a.rows * a.keys / 64, 64,
-       [&](auto t, auto past) { causal_backward_groups<decltype(t), past.value>(a, begin, end); });
+  with(a, a.out, a.rows, a.keys, [&](auto t, auto past) {
+    using T = decltype(t);
+    if (a.first || a.queries == 1) return causal_backward_rows<T, past.value>(a, begin, end);
+    if (few<T>(a) && !is_square<T>(a, begin, end)) return few_backward_rows<T, past.value>(a, begin, end);
+    with_past<T>(a, [&](auto past) {
+      if (!as_squares<T, past.value, true>(a, begin, end)) long_backward_rows<T, past.value>(a, begin, end);
+    });
+  });
 }
 void masked_softmax(const Softmax& a, int64_t begin, int64_t end) {
   with(a, a.out, a.rows, a.keys, [&](auto t, auto past) { masked_rows<decltype(t), past.value>(a, begin, end); });

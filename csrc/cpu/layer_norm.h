@@ -1,7 +1,7 @@
 // LayerNorm with an optional residual addition before it. See megatron_slw/ops/layer_norm.py.
 #pragma once
 
-#include "vec.h"
+#include "ahead.h"
 
 namespace slw {
 namespace SLW_ISA {
@@ -26,7 +26,7 @@ template <class T, int Rows> struct Normal {
 // at once are as many streams to and from memory.
 template <class T, bool Past, bool Add, int Rows>
 inline void layer_norm_step(
-    const LayerNorm& a, int64_t row, bool reads, int64_t ahead, T* kept, const Normal<T, Rows>& before,
+    const LayerNorm& a, int64_t row, bool reads, Ahead<1 + Add>& ahead, T* kept, const Normal<T, Rows>& before,
     Reg<Wide<T>>* sums) {
   using S = Wide<T>;
   const int64_t columns = a.columns, at = row * columns;
@@ -35,6 +35,7 @@ inline void layer_norm_step(
   T* total = Add ? static_cast<T*>(a.total) + at : nullptr;
   const S *weight = static_cast<const S*>(a.weight), *bias = static_cast<const S*>(a.bias);
   Reg<S> own[Rows] = {};  // in registers: through the pointer they would be stored each time
+  Ahead<1 + Add> next = ahead;
   along<S>(columns, [&](int64_t j, int64_t n) __attribute__((always_inline)) {
     if (before.x) {
       const Reg<S> w = load_up_to(weight + j, n, S(0)), b = load_up_to(bias + j, n, S(0));
@@ -47,10 +48,9 @@ inline void layer_norm_step(
     for (int r = 0; r < Rows; ++r) {
       const int64_t i = r * columns + j;
       Reg<S> value = load_up_to(x + i, n, S(0));
-      prefetch_near(x + i + ahead);
+      if (Past && starts_line<T>(j)) next.step();
       if constexpr (Add) {
         value += load_up_to(residual + i, n, S(0));
-        prefetch_near(residual + i + ahead);
         if (Past) store_up_to<true>(total + i, n, value);
         store_up_to<false>(kept + i, n, value);
         if constexpr (sizeof(T) < sizeof(S)) value = load_up_to(kept + i, n, S(0));  // as it was rounded
@@ -58,6 +58,7 @@ inline void layer_norm_step(
       own[r] += value;
     }
   });
+  ahead = next;
   for (int r = 0; r < Rows; ++r) sums[r] = own[r];
 }
 
@@ -94,6 +95,11 @@ inline int64_t layer_norm_span(const LayerNorm& a, int64_t begin, int64_t end) {
   const int64_t step = Rows * a.columns, last = begin + (end - begin) / Rows * Rows;
   Buffer<T> room(Add && Past ? 2 * step : 0);  // what is written past the caches is kept here for the later passes
   Normal<T, Rows> before;
+  const T* x0 = static_cast<const T*>(a.x) + begin * a.columns;
+  auto ahead = [&] {
+    if constexpr (Add) return Ahead<2>(step * sizeof(T), x0, static_cast<const T*>(a.residual) + begin * a.columns);
+    else return Ahead<1>(step * sizeof(T), x0);
+  }();
   for (int64_t row = begin; row <= last && (row < last || before.x); row += Rows) {
     const T* x = static_cast<const T*>(Add ? a.total : a.x) + row * a.columns;
     T* kept = nullptr;
@@ -102,7 +108,7 @@ inline int64_t layer_norm_span(const LayerNorm& a, int64_t begin, int64_t end) {
       x = kept;
     }
     Reg<S> sums[Rows] = {};
-    layer_norm_step<T, Past, Add, Rows>(a, row, row < last, row + 2 * Rows <= last ? step : 0, kept, before, sums);
+    layer_norm_step<T, Past, Add, Rows>(a, row, row < last, ahead, kept, before, sums);
     before.x = nullptr;
     if (row == last) break;
     layer_norm_moments<T, Rows>(a, row, x, sums, before);
@@ -113,8 +119,9 @@ inline int64_t layer_norm_span(const LayerNorm& a, int64_t begin, int64_t end) {
 }
 
 template <class T, bool Past, bool Add> void layer_norm_rows(const LayerNorm& a, int64_t begin, int64_t end) {
-  // Out of the caches short rows are faster one at a time; every row's sums are the same either way.
-  if (!Past || a.columns > 512) begin = layer_norm_span<T, Past, Add, 4>(a, begin, end);
+  // Out of the caches four rows at once are faster only where they are long and one array is read; every row's sums are
+  // the same either way.
+  if (!Past || (!Add && a.columns > 512)) begin = layer_norm_span<T, Past, Add, 4>(a, begin, end);
   layer_norm_span<T, Past, Add, 1>(a, begin, end);
   if (Past) fence();
 }
@@ -132,7 +139,7 @@ template <class T, int Rows> struct GradSums {
 // mean is large, so x - mean is formed first.
 template <class T, bool Past, bool Add, int Rows>
 inline void layer_norm_backward_step(
-    const LayerNorm& a, const GradSums<T, Rows>& before, GradSums<T, Rows>& now, int64_t ahead, Wide<T>* sums) {
+    const LayerNorm& a, const GradSums<T, Rows>& before, GradSums<T, Rows>& now, Ahead<2>& ahead, Wide<T>* sums) {
   using S = Wide<T>;
   const int64_t columns = a.columns;
   const T *all_x = static_cast<const T*>(a.x), *all_g = static_cast<const T*>(a.grad);
@@ -142,6 +149,7 @@ inline void layer_norm_backward_step(
   const S* all_rstd = static_cast<const S*>(a.rstd);
   Reg<S> means[Rows], rstds[Rows], with[Rows] = {}, plain[Rows] = {};
   S old_mean[Rows], old_rstd[Rows], shift[Rows], slope[Rows];
+  Ahead<2> next = ahead;
   for (int r = 0; r < Rows; ++r) {
     if (now.row >= 0) means[r] = splat<S>(all_mean[now.row + r]);
     if (now.row >= 0) rstds[r] = splat<S>(all_rstd[now.row + r]);
@@ -167,8 +175,7 @@ inline void layer_norm_backward_step(
       const int64_t i = r * columns + j;
       const Reg<S> grad = load_up_to(g + i, n, S(0)), scaled = grad * w;
       const Reg<S> normal = (load_up_to(x + i, n, S(0)) - means[r]) * rstds[r];
-      prefetch_near(g + i + ahead);
-      prefetch_near(x + i + ahead);
+      if (Past && starts_line<T>(j)) next.step();
       of_weight += grad * normal;
       of_bias += grad;
       with[r] += scaled * normal;
@@ -177,6 +184,7 @@ inline void layer_norm_backward_step(
     store_up_to<false>(sums + j, n, of_weight);
     store_up_to<false>(sums + columns + j, n, of_bias);
   });
+  ahead = next;
   if (now.row < 0) return;
   for (int r = 0; r < Rows; ++r) {
     now.with[r] = sum_of<S>(with[r]) / columns;
@@ -188,14 +196,15 @@ template <class T, bool Past, bool Add, int Rows>
 inline int64_t layer_norm_backward_span(const LayerNorm& a, int64_t begin, int64_t end, Wide<T>* sums) {
   const int64_t last = begin + (end - begin) / Rows * Rows;
   GradSums<T, Rows> before, now;
+  Ahead<2> ahead(Rows * a.columns * sizeof(T), static_cast<const T*>(a.grad) + begin * a.columns,
+                 static_cast<const T*>(a.x) + begin * a.columns);
   for (int64_t row = begin; row < last; row += Rows) {
     now.row = row;
-    const int64_t ahead = row + 2 * Rows <= last ? Rows * a.columns : 0;
     layer_norm_backward_step<T, Past, Add, Rows>(a, before, now, ahead, sums);
     before = now;
   }
   now.row = -1;
-  if (before.row >= 0) layer_norm_backward_step<T, Past, Add, Rows>(a, before, now, 0, sums);
+  if (before.row >= 0) layer_norm_backward_step<T, Past, Add, Rows>(a, before, now, ahead, sums);
   return last;
 }
 
@@ -207,7 +216,7 @@ template <class T, bool Past, bool Add> void layer_norm_backward_blocks(const La
     memset(sums, 0, 2 * a.columns * sizeof(S));
     const int64_t last = least(a.rows, (block + 1) * a.block);
     int64_t rest = block * a.block;
-    if (!Past || a.columns >= 1024) rest = layer_norm_backward_span<T, Past, Add, 4>(a, rest, last, sums);
+    if (!Past) rest = layer_norm_backward_span<T, Past, Add, 4>(a, rest, last, sums);
     layer_norm_backward_span<T, Past, Add, 1>(a, rest, last, sums);
   }
   if (Past) fence();

@@ -1,7 +1,7 @@
 // bias + GELU, and bias + dropout + residual. See megatron_slw/ops/bias_gelu.py and dropout_residual.py.
 #pragma once
 
-#include "vec.h"
+#include "ahead.h"
 
 namespace slw {
 namespace SLW_ISA {
@@ -55,11 +55,15 @@ template <class T, bool Past, bool Tanh> void bias_gelu_rows(const BiasGelu& a, 
   using S = Wide<T>;
   constexpr int L = kLanes<S>;
   const S* bias = static_cast<const S*>(a.bias);
+  Ahead<1> next(0, static_cast<const T*>(a.x) + begin * a.columns);
   for (int64_t row = begin; row < end; ++row) {
     const T* x = static_cast<const T*>(a.x) + row * a.columns;
     T* out = static_cast<T*>(a.out) + row * a.columns;
     int64_t j = 0;
-    for (; j + L <= a.columns; j += L) store<Past>(out + j, gelu<S, Tanh, false>(load(x + j) + load(bias + j)));
+    for (; j + L <= a.columns; j += L) {
+      store<Past>(out + j, gelu<S, Tanh, false>(load(x + j) + load(bias + j)));
+      if (Past && starts_line<T>(j)) next.step();
+    }
     if (j < a.columns) {
       const int64_t n = a.columns - j;
       store_part(out + j, n, gelu<S, Tanh, false>(load_part(x + j, n, S(0)) + load_part(bias + j, n, S(0))));
@@ -75,7 +79,8 @@ template <class T, bool Past, bool Tanh> void bias_gelu_backward_blocks(const Bi
   for (int64_t block = begin; block < end; ++block) {
     S* sums = static_cast<S*>(a.partial) + block * a.columns;
     memset(sums, 0, a.columns * sizeof(S));
-    const int64_t last = least(a.rows, (block + 1) * a.block);
+    const int64_t last = least(a.rows, (block + 1) * a.block), first = block * a.block * a.columns;
+    Ahead<2> next(0, static_cast<const T*>(a.x) + first, static_cast<const T*>(a.grad) + first);
     for (int64_t row = block * a.block; row < last; ++row) {
       const T* x = static_cast<const T*>(a.x) + row * a.columns;
       const T* g = static_cast<const T*>(a.grad) + row * a.columns;
@@ -85,6 +90,7 @@ template <class T, bool Past, bool Tanh> void bias_gelu_backward_blocks(const Bi
         const Reg<S> r = load(g + j) * gelu<S, Tanh, true>(load(x + j) + load(bias + j));
         store<false>(sums + j, load(sums + j) + r);
         store<Past>(out + j, r);
+        if (Past && starts_line<T>(j)) next.step();
       }
       if (j < a.columns) {
         const int64_t n = a.columns - j;
@@ -195,6 +201,8 @@ template <class T, bool Past> void dropout_rows(const Dropout& a, int64_t begin,
   constexpr int64_t kSpan = 1024;  // columns at a time: what is kept stays in the first cache
   S room[kSpan + 128];
   const S* bias = static_cast<const S*>(a.bias);
+  const int64_t first = begin * a.columns;
+  Ahead<2> next(0, static_cast<const T*>(a.x) + first, static_cast<const T*>(a.residual) + first);
   for (int64_t row = begin; row < end; ++row)
     for (int64_t from = 0; from < a.columns; from += kSpan) {
       const int64_t at = row * a.columns + from, columns = least(kSpan, a.columns - from);
@@ -208,6 +216,7 @@ template <class T, bool Past> void dropout_rows(const Dropout& a, int64_t begin,
         if (bias) r += load_up_to(bias + from + j, n, S(0));
         if (kept) r *= load_up_to(kept + j, n, S(0));
         store_up_to<Past>(out + j, n, r + load_up_to(residual + j, n, S(0)));
+        if (Past && starts_line<T>(j)) next.step();
       }
     }
   if (Past) fence();
@@ -222,6 +231,7 @@ template <class T, bool Past> void dropout_backward_blocks(const Dropout& a, int
     S* sums = a.partial ? static_cast<S*>(a.partial) + block * a.columns : nullptr;
     if (sums) memset(sums, 0, a.columns * sizeof(S));
     const int64_t last = least(a.rows, (block + 1) * a.block);
+    Ahead<1> next(0, static_cast<const T*>(a.x) + block * a.block * a.columns);
     for (int64_t row = block * a.block; row < last; ++row)
       for (int64_t from = 0; from < a.columns; from += kSpan) {
         const int64_t at = row * a.columns + from, columns = least(kSpan, a.columns - from);
@@ -237,6 +247,7 @@ template <class T, bool Past> void dropout_backward_blocks(const Dropout& a, int
             else store_part(sums + from + j, n, load_part(sums + from + j, n, S(0)) + r);
           }
           store_up_to<Past>(out + j, n, r);
+          if (Past && starts_line<T>(j)) next.step();
         }
       }
   }

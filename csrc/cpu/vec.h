@@ -46,8 +46,8 @@ template <class T> using Wide = typename Compute<T>::type;
 template <class S> inline Reg<S> splat(S value) {
   return value - Reg<S>{};  // exact for every value
 }
-inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
-inline int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
+constexpr int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+constexpr int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
 template <class S> inline Reg<S> larger(Reg<S> a, Reg<S> b) {
 #if defined(__AVX512F__)
   if constexpr (sizeof(S) == 4) return (Reg<S>)_mm512_max_ps((__m512)a, (__m512)b);
@@ -56,21 +56,32 @@ template <class S> inline Reg<S> larger(Reg<S> a, Reg<S> b) {
 #endif
   return a > b ? a : b;
 }
+template <class S> struct Larger {
+  Reg<S> operator()(Reg<S> a, Reg<S> b) const { return larger<S>(a, b); }
+};
+template <class S> struct Plus {
+  Reg<S> operator()(Reg<S> a, Reg<S> b) const { return a + b; }
+};
+// All lanes put together by op: halves, quarters, and so on.
+template <class S, class Op> inline S lanes_of(Reg<S> v, Op op) {
+  for (int half = kLanes<S> / 2; half > 0; half /= 2) {
+    Reg<S> other = v;
+    for (int i = 0; i < half; ++i) other[i] = v[half + i];
+    v = op(v, other);
+  }
+  return v[0];
+}
 template <class S> inline S sum_of(Reg<S> v) {
 #if defined(__AVX512F__)
   if constexpr (sizeof(S) == 4) return _mm512_reduce_add_ps((__m512)v);
 #endif
-  S s = v[0];
-  for (int i = 1; i < kLanes<S>; ++i) s += v[i];
-  return s;
+  return lanes_of<S>(v, Plus<S>{});
 }
 template <class S> inline S max_of(Reg<S> v) {
 #if defined(__AVX512F__)
   if constexpr (sizeof(S) == 4) return _mm512_reduce_max_ps((__m512)v);
 #endif
-  S s = v[0];
-  for (int i = 1; i < kLanes<S>; ++i) s = v[i] > s ? v[i] : s;
-  return s;
+  return lanes_of<S>(v, Larger<S>{});
 }
 
 // 2^x, relative error 2e-7; below the smallest normal number 0. The polynomials are least-maximum fits.
@@ -343,6 +354,11 @@ template <class T> inline bool goes_past(const void* p, int64_t rows, int64_t co
 
 template <bool B> struct Flag { static constexpr bool value = B; };
 template <int N> struct Number { static constexpr int value = N; };
+template <int... N> struct Numbers {};
+template <int Count, int... N> constexpr auto numbers() {  // 0 to Count - 1
+  if constexpr (sizeof...(N) == Count) return Numbers<N...>{};
+  else return numbers<Count, N..., static_cast<int>(sizeof...(N))>();
+}
 
 // Working memory of one thread.
 template <class S> struct Buffer {

@@ -38,8 +38,8 @@ def unseen_scores(matrices: int, size: int, negative: bool) -> tuple[torch.Tenso
 
 
 @pytest.mark.parametrize("isa", [b"scalar", b"avx2", b"avx512"])
-@pytest.mark.parametrize("size", [8, 16, 24, 40, 64, 65, 100, 516, 529])
-def test_causal_softmax_of_grouped_rows(kernels: ctypes.CDLL, isa: bytes, size: int) -> None:
+@pytest.mark.parametrize("size", [8, 16, 24, 40, 64, 65, 100, 256, 257, 516, 529])
+def test_causal_softmax_of_any_size(kernels: ctypes.CDLL, isa: bytes, size: int) -> None:
     """A number of matrices that fills no register, unseen scores that are not numbers, rows of -infinity, any sign."""
     if not kernels.megatron_slw_use_isa(isa):
         pytest.skip(f"this processor has no {isa.decode()}")
@@ -55,9 +55,9 @@ def test_causal_softmax_of_grouped_rows(kernels: ctypes.CDLL, isa: bytes, size: 
         torch.testing.assert_close(back.double(), true_grad, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("size", [8, 40, 64, 100, 529])
+@pytest.mark.parametrize("size", [8, 40, 64, 100, 257, 529])
 def test_softmax_has_the_same_bits_whatever_the_threads(size: int) -> None:
-    """Rows are cut among threads in the middle of matrices and of groups."""
+    """Rows are cut among threads in the middle of matrices."""
     scores, before = torch.randn(max(3, 200_000 // size**2), size, size), torch.get_num_threads()
     grad = torch.randn_like(scores)
     results = []
@@ -71,11 +71,12 @@ def test_softmax_has_the_same_bits_whatever_the_threads(size: int) -> None:
     assert all(torch.equal(a, b) for other in results[1:] for a, b in zip(results[0], other, strict=True))
 
 
-@pytest.mark.parametrize("size", [8, 16, 72, 100, 600, 1000])
-def test_softmax_past_the_caches_off_the_lines(size: int) -> None:
-    """Outputs that are streamed while their rows begin anywhere in a line: no gap, the bits of the same rows alone."""
-    count = 25 * 2**20 // 4 // size**2 + 1
-    scores, grad = torch.randn(count, size, size), torch.randn(count, size, size)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("size", [8, 16, 32, 72, 100, 256, 272, 600, 1000, 1024])
+def test_softmax_past_the_caches(size: int, dtype: torch.dtype) -> None:
+    """Streamed outputs whose rows begin with a line or anywhere in it: no gap, the bits of the same rows alone."""
+    count = 25 * 2**20 // dtype.itemsize // size**2 + 1
+    scores, grad = torch.randn(count, size, size).to(dtype), torch.randn(count, size, size).to(dtype)
     y = causal_softmax(scores, 0.3)
     back = torch.ops.megatron_slw.causal_softmax_backward(grad, y, 0.3, None)
     for part in (slice(0, 1), slice(count // 2, count // 2 + 1), slice(count - 1, count)):
