@@ -34,9 +34,10 @@ def injections(record_property: Callable[[str, object], None]) -> Callable[[int]
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
     report = yield
-    mark = item.get_closest_marker("fault")
-    if mark is not None and (report.when == "call" or report.failed):
-        (row,) = mark.args
+    # That of the parameters, where they have one, comes after that of the function.
+    marks = [mark for mark in item.own_markers if mark.name == "fault"] or list(item.iter_markers("fault"))
+    if marks and (report.when == "call" or report.failed):
+        (row,) = marks[-1].args
         if row not in ROWS:
             raise pytest.UsageError(f"{item.nodeid}: the scoreboard has no row {row}")
         if not report.skipped:

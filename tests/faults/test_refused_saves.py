@@ -18,7 +18,8 @@ from megatron_slw.train.metrics import FILE_NAME, read_metrics
 from tests.faults import refusing_jobs
 from tests.train.test_pretrain import PYTHON, ROOT, environment, prepare
 
-MODES = pytest.mark.parametrize("later", [False, True], ids=["now", "later"])
+LATER = pytest.param(True, id="later", marks=pytest.mark.fault(11))
+MODES = pytest.mark.parametrize("later", [pytest.param(False, id="now"), LATER])
 
 
 def config_for(folder: Path, later: bool, **changes: Any) -> Any:

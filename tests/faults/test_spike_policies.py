@@ -124,7 +124,10 @@ def test_rollback_is_the_run_that_never_saw_the_window(
 
 
 @pytest.mark.fault(9)
-@pytest.mark.parametrize("asynchronous", [False, True], ids=["at once", "asynchronous"])
+@pytest.mark.parametrize(
+    "asynchronous",
+    [pytest.param(False, id="at once"), pytest.param(True, id="asynchronous", marks=pytest.mark.fault(11))],
+)
 def test_a_fault_right_after_a_save_and_a_second_one(
     pool: WorkerPool, folder: Path, injections: Callable[[int], None], asynchronous: bool
 ) -> None:
