@@ -1,4 +1,4 @@
-// Touching the scores that a causal softmax will read, in turns on several pages (see ahead.h).
+// Touching the scores that a causal softmax will read, in turns on several pages (see ahead.h), and no others.
 #pragma once
 
 #include "ahead.h"
@@ -7,7 +7,8 @@ namespace slw {
 namespace SLW_ISA {
 
 // Goes through the seen keys of blocks of rows, two blocks ahead of who reads them. A block is as many stretches as there
-// are streams, each a page of whole rows or a longer row. Call at(row) before a row is read, and step() for each line.
+// are streams, each a page of whole rows or a longer row; all are at the same row and column of their own. Call at(row)
+// before a row is read, and steps() for as many lines as there are streams.
 template <class T, int Arrays> class CausalAhead {
  public:
   template <class... From> CausalAhead(const Softmax& a, int64_t begin, int64_t end, From... from)
@@ -17,46 +18,33 @@ template <class T, int Arrays> class CausalAhead {
   }
   void at(int64_t row) {
     if (row < block_ - kStreams * rows_) return;
-    for (Stretch& s : stretches_)
-      while (s.next < s.stop) touch(s);
+    while (row_ < rows_) steps();
     start(block_ + kStreams * rows_);
   }
-  void step() {
-    Stretch& s = stretches_[turn_++ % kStreams];
-    if (s.next < s.stop) touch(s);
+  void steps() {
+    if (row_ >= rows_) return;
+    for (const char* from : from_)
+      for (int64_t i = 0; i < kStreams; ++i) prefetch(from + i * rows_ * row_bytes_ + next_);
+    next_ += kLine;
+    if (next_ >= stop_) open(row_ + 1);
   }
 
  private:
-  struct Stretch { int64_t next, stop, row, query, last; };  // bytes of the row at hand; rows
-
   void start(int64_t block) {
     block_ = block;
-    for (int64_t i = 0; i < kStreams; ++i) {
-      Stretch& s = stretches_[i];
-      s.row = block + i * rows_;
-      s.last = least(s.row + rows_, end_);
-      s.query = s.row % queries_;
-      open(s);
-    }
+    open(0);
   }
-  // The next row with keys that are seen; none: nothing is left to touch.
-  void open(Stretch& s) {
-    s.next = s.stop = 0;
-    for (; s.row < s.last && s.next >= s.stop; ++s.row, s.query = s.query + 1 < queries_ ? s.query + 1 : 0) {
-      s.next = s.row * row_bytes_;
-      s.stop = s.next + (s.query + before_) * static_cast<int64_t>(sizeof(T));
-    }
-  }
-  void touch(Stretch& s) {
-    for (const char* from : from_) prefetch(from + s.next);
-    s.next += kLine;
-    if (s.next >= s.stop) open(s);
+  // Row `row` of each stretch, up to the last key that one of them sees.
+  void open(int64_t row) {
+    int64_t seen = 1;
+    for (int64_t i = 0; i < kStreams; ++i) seen = most(seen, (block_ + i * rows_ + row) % queries_ + before_);
+    row_ = block_ + row < end_ ? row : rows_;
+    next_ = (block_ + row) * row_bytes_;
+    stop_ = next_ + seen * static_cast<int64_t>(sizeof(T));
   }
 
   const char* from_[Arrays];
-  int64_t row_bytes_, queries_, before_, end_, rows_, block_ = 0;
-  uint32_t turn_ = 0;
-  Stretch stretches_[kStreams];
+  int64_t row_bytes_, queries_, before_, end_, rows_, block_ = 0, row_ = 0, next_ = 0, stop_ = 0;
 };
 
 }  // namespace SLW_ISA

@@ -7,6 +7,12 @@
 namespace slw {
 namespace SLW_ISA {
 
+// Whether as many lines as there are streams begin with the four registers at column j.
+template <class T> inline bool turns(int64_t j) {
+  constexpr int64_t registers = most(4, kStreams * kLine / int64_t(kLanes<Wide<T>> * sizeof(T)));
+  return j / kLanes<Wide<T>> % registers == 0;
+}
+
 // out[0, keys) = value(j, n), a register from column j of which n lanes count, where keys are seen, and zeros. Rows may
 // begin anywhere; past the caches registers begin at their multiples in memory.
 template <bool Past, class T, class F> inline void put_row(T* out, int64_t seen, int64_t keys, F value) {
@@ -88,7 +94,6 @@ inline Wide<T> long_row(const T* x, int64_t seen, const T* after, int64_t after_
     store<false>(scores + j, e);
     sums[k] += e;
     before.template some<2>();
-    if (Past && starts_line<T>(j)) next.step();
   };
   const bool both = after_seen >= seen;
   const T* beside = both ? after : x;
@@ -97,6 +102,7 @@ inline Wide<T> long_row(const T* x, int64_t seen, const T* after, int64_t after_
     for (int k = 0; k < 4; ++k) {
       one(j + k * L, load(x + j + k * L), k);
       high[k] = larger<S>(high[k], load(beside + j + k * L));
+      if (Past && k == 3 && turns<T>(j)) next.steps();
     }
   if (!both) for (auto& h : high) h = splat<S>(low);
   *after_top = top_of(after, both ? j : 0, after_seen, high);
@@ -148,11 +154,12 @@ template <class T, bool Past> void long_backward_rows(const Softmax& a, int64_t 
     if (Past) next.at(row);
     const auto one = [&](int64_t j, Reg<S> product, int k) __attribute__((always_inline)) {
       sums[k] += product;
-      if (Past && starts_line<T>(j)) next.step();
-    };
+      };
     int64_t j = 0;
-    for (; j + 4 * L <= seen; j += 4 * L)
+    for (; j + 4 * L <= seen; j += 4 * L) {
       for (int k = 0; k < 4; ++k) one(j + k * L, load(g + j + k * L) * load(y + j + k * L), k);
+      if (Past && turns<T>(j)) next.steps();
+    }
     for (; j < seen; j += L) one(j, load_up_to(g + j, seen - j, S(0)) * load_up_to(y + j, seen - j, S(0)), 0);
     const Reg<S> dot = splat<S>(sum_of<S>((sums[0] + sums[1]) + (sums[2] + sums[3])));
     put_row<Past>(static_cast<T*>(a.out) + at, seen, a.keys, [&](int64_t j, int64_t n) __attribute__((always_inline)) {

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from statistics import median
 
 MAX_TEXT = 300
-LEAD, ALONE = 0.5, 0.25
+LEAD, ALONE = 0.4, 0.2
 """A straggler works so much more of the time than half of the others do, and so much more than any of them."""
 MAX_LINES = 16
 
@@ -32,6 +32,8 @@ class Beat:
     """Share of the samples of the last window in which the main thread was not waiting for other ranks, 0 to 1."""
     window_s: float
     """How long that window was."""
+    waits: bool = False
+    """Whether it was waiting for other ranks just now."""
     failed: str = ""
     """Why the rank ends; empty while it goes on."""
 
@@ -94,7 +96,7 @@ def culprits(ranks: Mapping[int, Seen], silent_s: float) -> tuple[list[int], str
     late = [rank for rank, seen in ranks.items() if seen.beat.moves == behind]
     if len(late) < len(ranks):
         return late, "did not come as far as the others"
-    busy = [rank for rank, seen in ranks.items() if seen.beat.working > 0.5]
+    busy = [rank for rank, seen in ranks.items() if not seen.beat.waits]
     if len(busy) == len(ranks):
         return busy, "all work, so the time-out may be too short"
     if busy:
@@ -128,7 +130,7 @@ def table(ranks: Mapping[int, Seen], silent_s: float) -> list[str]:
     places: dict[str, list[int]] = {}
     for rank, seen in sorted(ranks.items()):
         beat = seen.beat
-        state = f"{'working' if beat.working > 0.5 else 'waiting'}, {beat.place}"
+        state = f"{'waiting' if beat.waits else 'working'}, {beat.place}"
         if beat.failed:
             state = beat.failed
         elif seen.silent_s > silent_s:

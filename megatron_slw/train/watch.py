@@ -227,8 +227,9 @@ class Watch:
     def _own_beat(self) -> Beat:
         samples = list(self._samples)
         working = sum(samples) / len(samples) if samples else 1.0
-        place, window_s = _place(self._stack()), len(samples) * SAMPLE_S
-        return Beat(self._count, self._where, self._moves, place, round(working, 3), window_s, self._failed)
+        stack, window_s = self._stack(), len(samples) * SAMPLE_S
+        share, waits = round(working, 3), _waits(stack)
+        return Beat(self._count, self._where, self._moves, _place(stack), share, window_s, waits, self._failed)
 
     def _beat(self) -> None:
         self._count += 1

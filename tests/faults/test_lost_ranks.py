@@ -79,9 +79,12 @@ def test_a_restarted_job_ends_as_if_nothing_had_happened(tmp_path: Path, launche
 
 @pytest.mark.campaign
 def test_a_slow_rank_is_named_while_training_goes_on(tmp_path: Path) -> None:
-    """Rank 1 gets so little of a processor that the other waits for most of each step."""
+    """Rank 1 gets so little of a processor that the other waits for most of each step. Steps are long enough for
+    communication to be a small part of them: a rank that is suspended in it looks like one that waits.
+    """
     prepare(tmp_path)
-    with launched("torchrun", tmp_path, LONG, "--checkpoint.interval=0", "--evaluation.interval=0") as run:
+    flags = ("--checkpoint.interval=0", "--evaluation.interval=0", "--model.hidden_size=256", "--model.num_layers=4")
+    with launched("torchrun", tmp_path, LONG, *flags) as run:
         run.wait_for_step(3)
         slow = run.ranks()[1]
         while "holds up the others" not in run.err and run.process.poll() is None:

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from megatron_slw.train.heartbeat import Beat, Seen, culprits, names, stalled, straggler, table, update
 
-BEAT = Beat(count=9, where="step 12", moves=12, place="engine.py:1 f", working=0.1, window_s=30.0)
+BEAT = Beat(count=9, where="step 12", moves=12, place="engine.py:1 f", working=0.1, window_s=30.0, waits=True)
 FRESH = Seen(BEAT, silent_s=1.0, standing_s=100.0)
 
 
@@ -16,7 +16,7 @@ def test_a_rank_without_beats_is_named_before_those_that_wait() -> None:
 
 
 def test_the_rank_that_works_while_the_others_wait_is_named() -> None:
-    ranks = {0: FRESH, 1: FRESH, 2: replace(FRESH, beat=replace(BEAT, working=1.0))}
+    ranks = {0: FRESH, 1: FRESH, 2: replace(FRESH, beat=replace(BEAT, waits=False))}
     assert culprits(ranks, silent_s=30.0)[0] == [2]
 
 
@@ -27,7 +27,7 @@ def test_the_rank_that_is_behind_is_named_though_all_wait() -> None:
 
 def test_nobody_is_singled_out_where_all_do_the_same() -> None:
     assert culprits({0: FRESH, 1: FRESH}, silent_s=30.0)[0] == [0, 1]
-    busy = replace(FRESH, beat=replace(BEAT, working=1.0))
+    busy = replace(FRESH, beat=replace(BEAT, waits=False))
     who, what = culprits({0: busy, 1: busy}, silent_s=30.0)
     assert who == [0, 1] and "too short" in what
 
