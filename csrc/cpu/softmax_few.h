@@ -133,10 +133,8 @@ template <class T, bool Past> void few_backward_rows(const Softmax& a, int64_t b
   if (Past) fence();
 }
 
-// Whether these rows are few registers long, and each of them sees a key.
-template <class T> inline bool few(const Softmax& a) {
-  return a.keys <= kFewRegisters * kLanes<Wide<T>> && a.keys >= a.queries;
-}
+// Whether these rows are few registers long.
+template <class T> inline bool few(const Softmax& a) { return a.keys <= kFewRegisters * kLanes<Wide<T>>; }
 
 }  // namespace SLW_ISA
 }  // namespace slw

@@ -275,13 +275,6 @@ template <class T> inline Reg<Wide<T>> load_part(const T* p, int64_t n, Wide<T> 
   for (int i = 0; i < n; ++i) r[i] = widen(p[i]);
   return r;
 }
-// p is column `at` of a row of which the first `seen` columns, 1 to 64, are used: the others read as `rest`.
-template <class T> inline Reg<Wide<T>> load_before(const T* p, int64_t at, int64_t seen, Wide<T> rest) {
-#if defined(__AVX512F__)
-  if constexpr (sizeof(T) < 8) return load_lanes(p, static_cast<__mmask16>(~uint64_t(0) >> (64 - seen) >> at), rest);
-#endif
-  return load_part(p, most(0, least(kLanes<Wide<T>>, seen - at)), rest);
-}
 template <class T> inline void store_part(T* p, int64_t n, Reg<Wide<T>> v) {
 #if defined(__AVX512F__)
   const __mmask16 mask = static_cast<__mmask16>((1u << n) - 1);
@@ -339,7 +332,6 @@ inline void fence() {
 #endif
 }
 inline void prefetch(const void* p) { __builtin_prefetch(p, 0, 2); }  // into the second cache
-inline void prefetch_near(const void* p) { __builtin_prefetch(p, 0, 3); }  // into the first
 
 // Whether the type can be written past the caches here, and whether rows of `columns` elements at p are worth it.
 #if defined(__AVX512F__) || defined(__AVX2__)
